@@ -1,0 +1,167 @@
+"""Owns the calls to the store owner: what applications and workers may ask of the vector store, and its answers.
+
+Same envelope as messages.py. Vectors travel as little-endian float32. Bounded by MAX_CALL_BYTES instead of the
+supervisor's smaller limit, since a batch of points is larger than any question about a task.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .messages import Failure, Message
+from .records import CollectionInfo, ComputedResult, Hit, Point, PointId, Record
+
+MAX_CALL_BYTES = 32 * 1024 * 1024
+
+
+class Collections(Message, tag="collections"):
+    """Ask for all collections: CollectionList."""
+
+
+class Info(Message, tag="info"):
+    """Ask for one collection: CollectionList of one."""
+
+    collection: str
+
+
+class Create(Message, tag="create"):
+    """Create a collection; vector_size 0 means the embedding model's. Answer: CollectionList of one."""
+
+    collection: str
+    vector_size: int = 0
+    distance: str = "cosine"
+    vector_name: str = ""
+
+
+class Drop(Message, tag="drop"):
+    collection: str
+
+
+class SetAlias(Message, tag="set_alias"):
+    alias: str
+    collection: str
+
+
+class Scroll(Message, tag="scroll"):
+    """Ask for a page of points in id order: Page."""
+
+    collection: str
+    after: PointId | None = None
+    limit: int = 64
+    with_vectors: bool = False
+
+
+class Fetch(Message, tag="fetch"):
+    """Ask for points by id: Page."""
+
+    collection: str
+    ids: tuple[PointId, ...]
+    with_vectors: bool = False
+
+
+class SearchVectors(Message, tag="search_vectors"):
+    """Ask for the nearest points of `count` query vectors, float32 of shape (count, D): HitLists."""
+
+    collection: str
+    vectors: bytes
+    count: int
+    limit: int = 10
+    query_filter: dict[str, Any] | None = None
+    exact: bool = False
+
+
+class SearchText(Message, tag="search_text"):
+    """Embed `text`, search, rerank if asked; the result is also published to the result store. Answer: Computed."""
+
+    collection: str
+    text: str
+    limit: int = 10
+    query_filter: dict[str, Any] | None = None
+    tenant: str = ""
+    is_reranked: bool = False
+
+
+class Embed(Message, tag="embed"):
+    """Ask for the vectors of texts: Embedded."""
+
+    texts: tuple[str, ...]
+
+
+class Upsert(Message, tag="upsert"):
+    """Insert or replace points; those without a vector are embedded from their text field first. Answer: Changed."""
+
+    collection: str
+    points: tuple[Point, ...]
+
+
+class Delete(Message, tag="delete"):
+    collection: str
+    ids: tuple[PointId, ...]
+
+
+class RewriteItem(Record):
+    id: PointId
+    vector: bytes
+    text_field: str
+    text_fingerprint: str
+    stamp: dict[str, str]
+
+
+class RewriteMany(Message, tag="rewrite"):
+    """Apply the rewrites whose text is unchanged (workers/vectors.py). Answer: Changed."""
+
+    collection: str
+    rewrites: tuple[RewriteItem, ...]
+
+
+Call = (
+    Collections
+    | Info
+    | Create
+    | Drop
+    | SetAlias
+    | Scroll
+    | Fetch
+    | SearchVectors
+    | SearchText
+    | Embed
+    | Upsert
+    | Delete
+    | RewriteMany
+)
+
+
+class CollectionList(Message, tag="collection_list"):
+    collections: tuple[CollectionInfo, ...]
+
+
+class Page(Message, tag="page"):
+    points: tuple[Point, ...]
+    next_after: PointId | None = None
+
+
+class HitLists(Message, tag="hit_lists"):
+    """One list a query vector, best first."""
+
+    hits: tuple[tuple[Hit, ...], ...]
+
+
+class Computed(Message, tag="computed"):
+    """`result` is None where the search found nothing."""
+
+    result: ComputedResult | None
+
+
+class Embedded(Message, tag="embedded"):
+    """float32 of shape (count, size)."""
+
+    vectors: bytes
+    count: int
+    size: int
+
+
+class Changed(Message, tag="changed"):
+    count: int
+
+
+Answer = CollectionList | Page | HitLists | Computed | Embedded | Changed | Failure

@@ -1,0 +1,286 @@
+"""Owns what an application may ask of the supervisor and what it answers. Every message is one msgpack map.
+
+`type` says which message it is, `v` is the protocol's version, `rid` pairs a reply with its request (0: no reply
+wanted). Documented for other languages in docs/protocol.md; decoded and bounded in wire.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from .records import (
+    ComputedResult,
+    ExecutionRecord,
+    QueryRecord,
+    ScheduleRecord,
+    TaskRecord,
+)
+
+PROTOCOL_VERSION = 1
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    """Base of all messages. Subclasses name their tag."""
+
+    v: int = PROTOCOL_VERSION
+    rid: int = 0
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+class Hello(Message, tag="hello"):
+    """Ask who is there and where the shared memory is: Welcome."""
+
+
+class Status(Message, tag="status"):
+    """Ask for the service's state: Report."""
+
+
+class Activity(Message, tag="activity"):
+    """Ask for recent executions, quality trends and popular queries: Report."""
+
+    limit: int = 20
+
+
+class Submit(Message, tag="submit"):
+    """Hand in a task: Submitted, after it is durable. Unknown types and params are refused: Failure.
+
+    An equal pending task (same type, collection and params) is returned instead of a second one.
+    `is_forced` runs it although the budget admits nothing; `run_or_skip` ends it as SKIPPED instead of letting it wait
+    when nothing is admitted.
+    """
+
+    task_type: str
+    collection: str
+    params: dict[str, Any] = {}
+    priority: int = 0
+    is_forced: bool = False
+    run_or_skip: bool = False
+
+
+class GetTask(Message, tag="get_task"):
+    """Ask for one task: TaskReply; at once if its version is above `seen`, else when it changes or `wait_s` has passed."""
+
+    task_id: str
+    seen: int = -1
+    wait_s: float = 0.0
+
+
+class ListTasks(Message, tag="list_tasks"):
+    """Ask for tasks, newest first: TaskList."""
+
+    limit: int = 50
+    status: str | None = None
+
+
+class CancelTask(Message, tag="cancel_task"):
+    """Cancel a pending or running task (at its next step): Done with count 1, or 0 if it had ended already."""
+
+    task_id: str
+
+
+class Requeue(Message, tag="requeue"):
+    """Put a failed task back, attempts counted anew: Done."""
+
+    task_id: str
+
+
+class Pause(Message, tag="pause"):
+    """Let nothing run (collection None) or nothing on one collection: Done. Running tasks stop at their checkpoint."""
+
+    collection: str | None = None
+
+
+class Resume(Message, tag="resume"):
+    collection: str | None = None
+
+
+class AddSchedule(Message, tag="add_schedule"):
+    """Schedule a task: ScheduleList of one."""
+
+    task_type: str
+    collection: str
+    frequency: str
+    metadata: dict[str, Any] = {}
+
+
+class ListSchedules(Message, tag="list_schedules"):
+    """Ask for schedules, next one first: ScheduleList. `only_due`: those whose time has come."""
+
+    only_due: bool = False
+
+
+class RemoveSchedule(Message, tag="remove_schedule"):
+    task_id: str
+
+
+class MarkScheduleCompleted(Message, tag="mark_schedule_completed"):
+    """Say that the application ran a schedule itself; its next run moves on: Done."""
+
+    task_id: str
+
+
+class Track(Message, tag="track"):
+    """Count one search by an application: Tracked, or no reply where rid is 0."""
+
+    query: str
+    collection: str
+    response_s: float = 0.0
+    scope: str = ""
+
+
+class ListQueries(Message, tag="list_queries"):
+    """Ask for queries, most popular first: QueryList."""
+
+    collection: str | None = None
+    limit: int = 20
+    min_frequency: int = 1
+
+
+class Feedback(Message, tag="feedback"):
+    """Record a graded judgment (0: irrelevant; higher: better) of one document for one query: Done."""
+
+    query: str
+    collection: str
+    document_id: str
+    relevance: float
+
+
+class Publish(Message, tag="publish"):
+    """Put a result the application computed into the result store: Done."""
+
+    result: ComputedResult
+    ttl_s: float | None = None
+
+
+class Invalidate(Message, tag="invalidate"):
+    """Drop results of a collection (None: all) whose query contains `pattern` (None: any): Done with their count."""
+
+    collection: str | None = None
+    pattern: str | None = None
+
+
+class CacheStats(Message, tag="cache_stats"):
+    """Ask for the figures of the result store: Report."""
+
+
+class ExecutionStats(Message, tag="execution_stats"):
+    """Ask for totals over all executions: Report."""
+
+
+class ListExecutions(Message, tag="list_executions"):
+    """Ask for executions, newest first: ExecutionList. `only_measured`: those with a before and an after score."""
+
+    limit: int = 20
+    only_measured: bool = False
+
+
+class Resources(Message, tag="resources"):
+    """Ask for the governor's last readings and decision: Report."""
+
+
+class Shutdown(Message, tag="shutdown"):
+    """Drain and end the service: Done, before it does."""
+
+
+Request = (
+    Hello
+    | Status
+    | Activity
+    | Submit
+    | GetTask
+    | ListTasks
+    | CancelTask
+    | Requeue
+    | Pause
+    | Resume
+    | AddSchedule
+    | ListSchedules
+    | RemoveSchedule
+    | MarkScheduleCompleted
+    | Track
+    | ListQueries
+    | Feedback
+    | Publish
+    | Invalidate
+    | CacheStats
+    | ExecutionStats
+    | ListExecutions
+    | Resources
+    | Shutdown
+)
+
+# --- replies ----------------------------------------------------------------------------------------------------------
+
+
+class Failure(Message, tag="failure"):
+    """The request was understood as an error: `code` names an exception of errors.py, `message` says what to do."""
+
+    code: str
+    message: str
+
+
+class Welcome(Message, tag="welcome"):
+    pid: int
+    version: str
+    state_dir: str
+    results_path: str
+    readers_dir: str
+    owner_socket: str
+
+
+class Report(Message, tag="report"):
+    """A map whose keys the request's documentation lists."""
+
+    report: dict[str, Any]
+
+
+class Submitted(Message, tag="submitted"):
+    task_id: str
+    is_new: bool  # False: an equal task was pending already
+
+
+class TaskReply(Message, tag="task"):
+    task: TaskRecord
+
+
+class TaskList(Message, tag="tasks"):
+    tasks: tuple[TaskRecord, ...]
+
+
+class ScheduleList(Message, tag="schedules"):
+    schedules: tuple[ScheduleRecord, ...]
+
+
+class Tracked(Message, tag="tracked"):
+    query_hash: str
+
+
+class QueryList(Message, tag="queries"):
+    queries: tuple[QueryRecord, ...]
+
+
+class ExecutionList(Message, tag="executions"):
+    executions: tuple[ExecutionRecord, ...]
+
+
+class Done(Message, tag="done"):
+    count: int = 1
+
+
+Reply = (
+    Failure
+    | Welcome
+    | Report
+    | Submitted
+    | TaskReply
+    | TaskList
+    | ScheduleList
+    | Tracked
+    | QueryList
+    | ExecutionList
+    | Done
+)

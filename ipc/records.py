@@ -1,0 +1,176 @@
+"""Owns the nouns that cross a process boundary: tasks, schedules, executions, points, hits, computed results.
+
+Times are Unix seconds (float, UTC) and names end in `_at`; durations are seconds and end in `_s`.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+import msgspec
+
+PointId = int | str
+"""A Qdrant point id: an unsigned 64-bit integer or a UUID in its canonical text form."""
+
+
+class TaskType(str, Enum):
+    REINDEX = "reindex"  # embed the points whose text or model changed
+    RERANK = "rerank"  # search and rerank popular queries, publish their results
+    WARM = "warm"  # precompute what the cache lacks for the popular queries
+
+
+class TaskFrequency(str, Enum):
+    HOURLY = "hourly"  # the next full hour
+    DAILY = "daily"  # 02:00 local time
+    WEEKLY = "weekly"  # Sunday 03:00 local time
+
+
+class TaskStatus(str, Enum):
+    PENDING = "pending"  # accepted and durable, waits for its turn
+    RUNNING = "running"  # a worker holds its lease
+    COMPLETED = "completed"  # done, its result is recorded
+    FAILED = "failed"  # gave up: a permanent error, or the attempts are used up (dead letter)
+    SKIPPED = "skipped"  # not run: no resources (and not forced), or nothing to do it on
+    CANCELLED = "cancelled"  # somebody asked for it to stop
+
+    @property
+    def is_final(self) -> bool:
+        return self not in (TaskStatus.PENDING, TaskStatus.RUNNING)
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of the records: immutable, compared by value, msgpack maps on the wire."""
+
+
+class TaskProgress(Record):
+    done: int = 0  # steps' worth of items finished
+    total: int = 0  # items in all; 0 while unknown
+    note: str = ""  # what is being done, in words
+    eta_s: float | None = None
+
+
+class TaskRecord(Record):
+    """One accepted task. `version` grows with every change, so that a waiting client sees each only once."""
+
+    task_id: str
+    task_type: TaskType
+    collection: str
+    params: dict[str, Any] = {}
+    status: TaskStatus = TaskStatus.PENDING
+    priority: int = 0  # higher runs first
+    is_forced: bool = False  # ignores the budget's admission check, never the pacing
+    attempt: int = 0  # the current lease; results of any other are refused
+    kills: int = 0  # attempts that ended with the worker's death
+    version: int = 0
+    created_at: float = 0.0
+    not_before_at: float = 0.0  # back-off after a transient failure
+    started_at: float | None = None
+    completed_at: float | None = None
+    progress: TaskProgress = TaskProgress()
+    result: dict[str, Any] | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    schedule_id: str | None = None
+    waits_for: str = ""  # why it is not running, in words; empty once it runs
+    worker: int | None = None
+
+
+class ScheduleRecord(Record):
+    task_id: str
+    task_type: TaskType
+    collection: str
+    frequency: TaskFrequency
+    next_run_at: float
+    last_run_at: float | None = None
+    is_enabled: bool = True
+    metadata: dict[str, Any] = {}
+
+
+class ExecutionRecord(Record):
+    """What one run of a task did. `before_score` and `after_score` are `metric` (e.g. nDCG@10) where it was measured."""
+
+    task_id: str
+    task_type: TaskType
+    collection: str
+    status: TaskStatus
+    started_at: float
+    completed_at: float
+    attempt: int = 1
+    cpu_s: float = 0.0
+    result: dict[str, Any] | None = None
+    error_message: str | None = None
+    metric: str | None = None
+    before_score: float | None = None
+    after_score: float | None = None
+
+
+class QueryRecord(Record):
+    """What is known of one query of one collection. `popularity` is the decayed count, `access_count` the raw one."""
+
+    query_hash: str
+    query_text: str
+    collection: str
+    access_count: int
+    popularity: float
+    total_response_s: float
+    timed_count: int  # accesses that reported a response time
+    first_accessed_at: float
+    last_accessed_at: float
+    scope: str = ""
+
+
+class QueryJob(Record):
+    """A query handed to a worker, with the judgments known for it: point id (as text) -> grade."""
+
+    text: str
+    weight: float = 1.0
+    judgments: dict[str, float] = {}
+
+
+class Point(Record):
+    """A point on its way to or from a vector store. `vector` is little-endian float32, shape (D,), or None."""
+
+    id: PointId
+    payload: dict[str, Any] = {}
+    vector: bytes | None = None
+
+
+class Hit(Record):
+    id: PointId
+    score: float
+    payload: dict[str, Any] = {}
+    rerank_score: float | None = None
+
+
+class CollectionInfo(Record):
+    name: str
+    points: int
+    vector_size: int
+    distance: str  # "cosine", "dot", "euclid" or "manhattan"
+    vector_name: str = ""
+    aliases: tuple[str, ...] = ()
+
+
+class ComputedResult(Record):
+    """One query's precomputed results, best first: the rows of the result store.
+
+    `scores` and `rerank_scores` are little-endian float32 of shape (k,), k = len(ids); `rerank_scores` is empty where
+    nothing was reranked. `embedding` is the query's float32 vector of shape (D,), empty where unknown.
+    """
+
+    query_text: str
+    collection: str
+    ids: tuple[PointId, ...]
+    scores: bytes
+    contents: tuple[str, ...]
+    sources: tuple[str, ...]
+    metadata: tuple[dict[str, Any], ...]
+    computed_at: float
+    rerank_scores: bytes = b""
+    embedding: bytes = b""
+    scope: str = ""
+    quality: float | None = None  # 0..1; `quality_basis` says of what
+    quality_basis: str = ""
+    language: str = ""
+    cost_s: float = 0.0  # CPU seconds it took to compute

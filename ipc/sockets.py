@@ -1,0 +1,57 @@
+"""Owns how sockets are made: options, permissions of their files, and what is bounded. Says nothing on them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import zmq
+
+HIGH_WATER = 1000  # messages queued to a worker or from one; a task in flight makes a few
+CLIENT_HIGH_WATER = 16  # unread requests of one client: the seventeenth waits in the client's own memory
+HANDSHAKE_MS = 1000  # a peer that connects and says nothing is dropped
+LINGER_MS = 500  # last replies at shutdown
+MAX_SOCKET_PATH = 107  # sun_path of a Unix socket, less its zero
+
+
+def endpoint(path: Path) -> str:
+    return f"ipc://{path}"
+
+
+def bind_router(context: zmq.Context[zmq.Socket[bytes]], path: Path, *, max_bytes: int, high_water: int) -> zmq.Socket[bytes]:
+    """Return a ROUTER bound to a Unix socket at `path`, mode 0600 in a directory of mode 0700.
+
+    The caller holds the runtime directory's lock: a second bind of the same path would succeed and deafen the first.
+    Raises ValueError if the path is too long for a Unix socket.
+    """
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+        raise ValueError(f"{path} is longer than {MAX_SOCKET_PATH} bytes: set MORGAN_RUNTIME_DIR to a shorter folder")
+    socket = context.socket(zmq.ROUTER)
+    socket.setsockopt(zmq.LINGER, LINGER_MS)
+    socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
+    socket.setsockopt(zmq.RCVHWM, high_water)
+    socket.setsockopt(zmq.SNDHWM, HIGH_WATER)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+    socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # a reply to a peer that left is an error we see, not silence
+    before = os.umask(0o177)
+    try:
+        path.unlink(missing_ok=True)
+        socket.bind(endpoint(path))
+    finally:
+        os.umask(before)
+    return socket
+
+
+def connect_dealer(context: zmq.Context[zmq.Socket[bytes]], path: Path, *, identity: bytes = b"") -> zmq.Socket[bytes]:
+    """Return a DEALER connected to the ROUTER at `path`; it connects by itself whenever that appears."""
+    socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.LINGER, LINGER_MS)
+    socket.setsockopt(zmq.SNDHWM, HIGH_WATER)
+    socket.setsockopt(zmq.RCVHWM, HIGH_WATER)
+    # ipc reconnects are cheap; 50 ms to 1 s keeps a restarted supervisor from being noticed late
+    socket.setsockopt(zmq.RECONNECT_IVL, 50)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+    if identity:
+        socket.setsockopt(zmq.IDENTITY, identity)
+    socket.connect(endpoint(path))
+    return socket

@@ -1,0 +1,69 @@
+"""Owns the bytes of a message: encode, decode, and what is refused. Never raises anything but ProtocolError on input."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+import msgspec
+
+from .calls import Answer, Call
+from .commands import Command, Event
+from .errors import ProtocolError
+from .messages import PROTOCOL_VERSION, Message, Reply, Request
+
+MAX_CLIENT_BYTES = 64 * 1024
+"""Per frame of a client's request, and requests are one frame: the whole request."""
+
+T = TypeVar("T")
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+class _Envelope(msgspec.Struct):
+    """The part of any message that can be read before its type is known."""
+
+    v: int = 0
+    rid: int = 0
+    type: str = ""
+
+
+_envelope = msgspec.msgpack.Decoder(_Envelope)
+
+
+class Codec(Generic[T]):
+    """Decodes one union of messages, strictly typed."""
+
+    def __init__(self, union: object) -> None:
+        self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(union)  # type: ignore[arg-type]
+
+    def decode(self, frame: bytes) -> T:
+        """Return the message in `frame`. Raises ProtocolError that says what is wrong with it."""
+        try:
+            found = self._decoder.decode(frame)
+        # msgspec lets these two through on hostile input: invalid UTF-8 in a key, deep nesting
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise ProtocolError(f"unreadable message: {error}; docs/protocol.md lists types and fields") from error
+        version = getattr(found, "v", None)
+        if version != PROTOCOL_VERSION:
+            raise ProtocolError(f"protocol version {version}, this side speaks {PROTOCOL_VERSION}: update the older one")
+        return found
+
+
+requests: Codec[Request] = Codec(Request)
+replies: Codec[Reply] = Codec(Reply)
+commands: Codec[Command] = Codec(Command)
+events: Codec[Event] = Codec(Event)
+calls: Codec[Call] = Codec(Call)
+answers: Codec[Answer] = Codec(Answer)
+
+
+def encode(message: Message) -> bytes:
+    return _encoder.encode(message)
+
+
+def rid_of(frame: bytes) -> int:
+    """Return the request id of a message that may be otherwise unreadable, 0 if even that cannot be read."""
+    try:
+        return _envelope.decode(frame).rid
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return 0

@@ -1,0 +1,1 @@
+"""Spends a RAG machine's spare capacity on making retrieval better."""

@@ -1,0 +1,130 @@
+"""Owns what a task is: a generator of steps that ends in an outcome. Knows no task: see reindexing, reranking, warming.
+
+    Job ──▶ steps(job, tools) ──▶ Step, Step, Step ... ──▶ Outcome
+                                   │ progress, checkpoint, results: reported by whoever drives it (drive)
+                                   └ between two steps the driver obeys pause, cancel and the CPU budget
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..ipc.records import ComputedResult, QueryJob, TaskProgress, TaskType
+from ..ipc.settings import WorkerSettings
+from .vectors import Vectors, VectorStore
+
+Floats = npt.NDArray[np.float32]
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors. Loading is late: the first call may take seconds."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def revision(self) -> str:
+        """A fingerprint of the weights: vectors of two revisions are not comparable."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """D, the length of a vector."""
+        ...
+
+    def embed(self, texts: Sequence[str], *, pace: Callable[[], None] | None = None) -> Vectors:
+        """Return float32 of shape (len(texts), D), L2-normalised. Calls `pace` between sub-batches."""
+        ...
+
+    def token_vectors(self, texts: Sequence[str], *, pace: Callable[[], None] | None = None) -> list[Vectors]:
+        """Return for each text its token embeddings, float32 of shape (tokens, D), rows L2-normalised."""
+        ...
+
+
+class Reranker(Protocol):
+    """Scores candidates against a query. Scores of one query are comparable with each other and with nothing else."""
+
+    @property
+    def name(self) -> str: ...
+
+    def score(
+        self, query: str, texts: Sequence[str], dense_scores: Floats, *, pace: Callable[[], None] | None = None
+    ) -> Floats:
+        """Return float32 of shape (len(texts),), higher is better. `dense_scores` are the vector search's, same shape."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One attempt at a task. `checkpoint` is what the last attempt saved, None at the first."""
+
+    task_id: str
+    task_type: TaskType
+    collection: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    queries: tuple[QueryJob, ...] = ()  # the popular queries, most popular first, with their judgments
+    checkpoint: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A finished batch: what is done, where to resume, and results that are ready to be published."""
+
+    progress: TaskProgress
+    checkpoint: dict[str, Any] | None = None  # None: resume where the last one said
+    results: tuple[ComputedResult, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a task ended. `before_score` and `after_score` are `metric` on the same queries, None where not measured."""
+
+    result: dict[str, Any]
+    metric: str | None = None
+    before_score: float | None = None
+    after_score: float | None = None
+    is_skipped: bool = False  # nothing to do it on; `result["reason"]` says what
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What a task may use. `pace` returns when the CPU budget allows more work; `clock` is Unix time."""
+
+    store: VectorStore
+    embedder: Embedder
+    reranker: Reranker
+    settings: WorkerSettings
+    clock: Callable[[], float]
+    pace: Callable[[], None]
+
+
+Steps = Generator[Step, None, Outcome]
+TaskFunction = Callable[[Job, Tools], Steps]
+
+
+class Verdict(Enum):
+    GO_ON = "go_on"  # run the next step
+    PAUSE = "pause"  # stop here, resume later at the checkpoint
+    CANCEL = "cancel"  # stop here for good
+
+
+def drive(steps: Steps, on_step: Callable[[Step], Verdict]) -> Outcome | Verdict:
+    """Run `steps` to its end and return the Outcome, or the verdict with which `on_step` stopped it."""
+    try:
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as end:
+                outcome: Outcome = end.value
+                return outcome
+            verdict = on_step(step)
+            if verdict is not Verdict.GO_ON:
+                return verdict
+    finally:
+        steps.close()
