@@ -14,17 +14,17 @@ from .records import CollectionInfo, ComputedResult, Hit, Point, PointId, Record
 MAX_CALL_BYTES = 32 * 1024 * 1024
 
 
-class Collections(Message, tag="collections"):
+class Collections(Message, tag="collections", frozen=True):
     """Ask for all collections: CollectionList."""
 
 
-class Info(Message, tag="info"):
+class Info(Message, tag="info", frozen=True):
     """Ask for one collection: CollectionList of one."""
 
     collection: str
 
 
-class Create(Message, tag="create"):
+class Create(Message, tag="create", frozen=True):
     """Create a collection; vector_size 0 means the embedding model's. Answer: CollectionList of one."""
 
     collection: str
@@ -33,16 +33,16 @@ class Create(Message, tag="create"):
     vector_name: str = ""
 
 
-class Drop(Message, tag="drop"):
+class Drop(Message, tag="drop", frozen=True):
     collection: str
 
 
-class SetAlias(Message, tag="set_alias"):
+class SetAlias(Message, tag="set_alias", frozen=True):
     alias: str
     collection: str
 
 
-class Scroll(Message, tag="scroll"):
+class Scroll(Message, tag="scroll", frozen=True):
     """Ask for a page of points in id order: Page."""
 
     collection: str
@@ -51,7 +51,7 @@ class Scroll(Message, tag="scroll"):
     with_vectors: bool = False
 
 
-class Fetch(Message, tag="fetch"):
+class Fetch(Message, tag="fetch", frozen=True):
     """Ask for points by id: Page."""
 
     collection: str
@@ -59,7 +59,7 @@ class Fetch(Message, tag="fetch"):
     with_vectors: bool = False
 
 
-class SearchVectors(Message, tag="search_vectors"):
+class SearchVectors(Message, tag="search_vectors", frozen=True):
     """Ask for the nearest points of `count` query vectors, float32 of shape (count, D): HitLists."""
 
     collection: str
@@ -70,7 +70,7 @@ class SearchVectors(Message, tag="search_vectors"):
     exact: bool = False
 
 
-class SearchText(Message, tag="search_text"):
+class SearchText(Message, tag="search_text", frozen=True):
     """Embed `text`, search, rerank if asked; the result is also published to the result store. Answer: Computed."""
 
     collection: str
@@ -81,25 +81,25 @@ class SearchText(Message, tag="search_text"):
     is_reranked: bool = False
 
 
-class Embed(Message, tag="embed"):
+class Embed(Message, tag="embed", frozen=True):
     """Ask for the vectors of texts: Embedded."""
 
     texts: tuple[str, ...]
 
 
-class Upsert(Message, tag="upsert"):
+class Upsert(Message, tag="upsert", frozen=True):
     """Insert or replace points; those without a vector are embedded from their text field first. Answer: Changed."""
 
     collection: str
     points: tuple[Point, ...]
 
 
-class Delete(Message, tag="delete"):
+class Delete(Message, tag="delete", frozen=True):
     collection: str
     ids: tuple[PointId, ...]
 
 
-class RewriteItem(Record):
+class RewriteItem(Record, frozen=True):
     id: PointId
     vector: bytes
     text_field: str
@@ -107,7 +107,7 @@ class RewriteItem(Record):
     stamp: dict[str, str]
 
 
-class RewriteMany(Message, tag="rewrite"):
+class RewriteMany(Message, tag="rewrite", frozen=True):
     """Apply the rewrites whose text is unchanged (workers/vectors.py). Answer: Changed."""
 
     collection: str
@@ -131,28 +131,28 @@ Call = (
 )
 
 
-class CollectionList(Message, tag="collection_list"):
+class CollectionList(Message, tag="collection_list", frozen=True):
     collections: tuple[CollectionInfo, ...]
 
 
-class Page(Message, tag="page"):
+class Page(Message, tag="page", frozen=True):
     points: tuple[Point, ...]
     next_after: PointId | None = None
 
 
-class HitLists(Message, tag="hit_lists"):
+class HitLists(Message, tag="hit_lists", frozen=True):
     """One list a query vector, best first."""
 
     hits: tuple[tuple[Hit, ...], ...]
 
 
-class Computed(Message, tag="computed"):
+class Computed(Message, tag="computed", frozen=True):
     """`result` is None where the search found nothing."""
 
     result: ComputedResult | None
 
 
-class Embedded(Message, tag="embedded"):
+class Embedded(Message, tag="embedded", frozen=True):
     """float32 of shape (count, size)."""
 
     vectors: bytes
@@ -160,7 +160,7 @@ class Embedded(Message, tag="embedded"):
     size: int
 
 
-class Changed(Message, tag="changed"):
+class Changed(Message, tag="changed", frozen=True):
     count: int
 
 

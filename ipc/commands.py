@@ -1,11 +1,11 @@
 """Owns what supervisor and workers say to each other. Same envelope as messages.py, on a socket of its own.
 
-    worker ──Ready──▶ supervisor ──Run──▶ worker ──Progress*──▶ ... ──Finished | Failed | Stopped──▶ supervisor
+worker ──Ready──▶ supervisor ──Run──▶ worker ──Progress*──▶ ... ──Finished | Failed | Stopped──▶ supervisor
 """
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 from .messages import Message
@@ -13,7 +13,7 @@ from .records import ComputedResult, QueryJob, TaskProgress, TaskType
 from .settings import WorkerSettings
 
 
-class Role(str, Enum):
+class Role(StrEnum):
     OWNER = "owner"  # holds the vector store open, serves it to applications and workers
     TASKS = "tasks"  # runs tasks
 
@@ -21,7 +21,7 @@ class Role(str, Enum):
 # --- supervisor -> worker ---------------------------------------------------------------------------------------------
 
 
-class Configure(Message, tag="configure"):
+class Configure(Message, tag="configure", frozen=True):
     """The answer to Ready: what to work with. `board_row` is the worker's row of the board (board.py)."""
 
     settings: WorkerSettings
@@ -30,7 +30,7 @@ class Configure(Message, tag="configure"):
     board_row: int
 
 
-class Run(Message, tag="run"):
+class Run(Message, tag="run", frozen=True):
     """Run one attempt of a task. Only this attempt's reports count."""
 
     task_id: str
@@ -42,14 +42,14 @@ class Run(Message, tag="run"):
     checkpoint: dict[str, Any] | None = None
 
 
-class StopTask(Message, tag="stop_task"):
+class StopTask(Message, tag="stop_task", frozen=True):
     """Leave the task at its next step: paused to be resumed later, or cancelled for good."""
 
     task_id: str
     is_cancelled: bool = False
 
 
-class Drain(Message, tag="drain"):
+class Drain(Message, tag="drain", frozen=True):
     """Finish the step, report Stopped, leave."""
 
 
@@ -58,17 +58,17 @@ Command = Configure | Run | StopTask | Drain
 # --- worker -> supervisor ---------------------------------------------------------------------------------------------
 
 
-class Ready(Message, tag="ready"):
+class Ready(Message, tag="ready", frozen=True):
     role: Role
     index: int
     pid: int
 
 
-class Started(Message, tag="started"):
+class Started(Message, tag="started", frozen=True):
     """The owner serves its socket from now on."""
 
 
-class Progress(Message, tag="progress"):
+class Progress(Message, tag="progress", frozen=True):
     task_id: str
     attempt: int
     progress: TaskProgress
@@ -76,13 +76,13 @@ class Progress(Message, tag="progress"):
     results: tuple[ComputedResult, ...] = ()
 
 
-class Published(Message, tag="published"):
+class Published(Message, tag="published", frozen=True):
     """Results computed outside a task: what a search that missed the result store found."""
 
     results: tuple[ComputedResult, ...]
 
 
-class Finished(Message, tag="finished"):
+class Finished(Message, tag="finished", frozen=True):
     task_id: str
     attempt: int
     result: dict[str, Any]
@@ -93,7 +93,7 @@ class Finished(Message, tag="finished"):
     is_skipped: bool = False
 
 
-class Failed(Message, tag="failed"):
+class Failed(Message, tag="failed", frozen=True):
     task_id: str
     attempt: int
     code: str
@@ -102,7 +102,7 @@ class Failed(Message, tag="failed"):
     cpu_s: float
 
 
-class Stopped(Message, tag="stopped"):
+class Stopped(Message, tag="stopped", frozen=True):
     """The task left at a step boundary because StopTask or Drain said so."""
 
     task_id: str

@@ -31,21 +31,21 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
 # --- requests ---------------------------------------------------------------------------------------------------------
 
 
-class Hello(Message, tag="hello"):
+class Hello(Message, tag="hello", frozen=True):
     """Ask who is there and where the shared memory is: Welcome."""
 
 
-class Status(Message, tag="status"):
+class Status(Message, tag="status", frozen=True):
     """Ask for the service's state: Report."""
 
 
-class Activity(Message, tag="activity"):
+class Activity(Message, tag="activity", frozen=True):
     """Ask for recent executions, quality trends and popular queries: Report."""
 
     limit: int = 20
 
 
-class Submit(Message, tag="submit"):
+class Submit(Message, tag="submit", frozen=True):
     """Hand in a task: Submitted, after it is durable. Unknown types and params are refused: Failure.
 
     An equal pending task (same type, collection and params) is returned instead of a second one.
@@ -61,7 +61,7 @@ class Submit(Message, tag="submit"):
     run_or_skip: bool = False
 
 
-class GetTask(Message, tag="get_task"):
+class GetTask(Message, tag="get_task", frozen=True):
     """Ask for one task: TaskReply; at once if its version is above `seen`, else when it changes or `wait_s` has passed."""
 
     task_id: str
@@ -69,36 +69,36 @@ class GetTask(Message, tag="get_task"):
     wait_s: float = 0.0
 
 
-class ListTasks(Message, tag="list_tasks"):
+class ListTasks(Message, tag="list_tasks", frozen=True):
     """Ask for tasks, newest first: TaskList."""
 
     limit: int = 50
     status: str | None = None
 
 
-class CancelTask(Message, tag="cancel_task"):
+class CancelTask(Message, tag="cancel_task", frozen=True):
     """Cancel a pending or running task (at its next step): Done with count 1, or 0 if it had ended already."""
 
     task_id: str
 
 
-class Requeue(Message, tag="requeue"):
+class Requeue(Message, tag="requeue", frozen=True):
     """Put a failed task back, attempts counted anew: Done."""
 
     task_id: str
 
 
-class Pause(Message, tag="pause"):
+class Pause(Message, tag="pause", frozen=True):
     """Let nothing run (collection None) or nothing on one collection: Done. Running tasks stop at their checkpoint."""
 
     collection: str | None = None
 
 
-class Resume(Message, tag="resume"):
+class Resume(Message, tag="resume", frozen=True):
     collection: str | None = None
 
 
-class AddSchedule(Message, tag="add_schedule"):
+class AddSchedule(Message, tag="add_schedule", frozen=True):
     """Schedule a task: ScheduleList of one."""
 
     task_type: str
@@ -107,23 +107,23 @@ class AddSchedule(Message, tag="add_schedule"):
     metadata: dict[str, Any] = {}
 
 
-class ListSchedules(Message, tag="list_schedules"):
+class ListSchedules(Message, tag="list_schedules", frozen=True):
     """Ask for schedules, next one first: ScheduleList. `only_due`: those whose time has come."""
 
     only_due: bool = False
 
 
-class RemoveSchedule(Message, tag="remove_schedule"):
+class RemoveSchedule(Message, tag="remove_schedule", frozen=True):
     task_id: str
 
 
-class MarkScheduleCompleted(Message, tag="mark_schedule_completed"):
+class MarkScheduleCompleted(Message, tag="mark_schedule_completed", frozen=True):
     """Say that the application ran a schedule itself; its next run moves on: Done."""
 
     task_id: str
 
 
-class Track(Message, tag="track"):
+class Track(Message, tag="track", frozen=True):
     """Count one search by an application: Tracked, or no reply where rid is 0."""
 
     query: str
@@ -132,7 +132,7 @@ class Track(Message, tag="track"):
     scope: str = ""
 
 
-class ListQueries(Message, tag="list_queries"):
+class ListQueries(Message, tag="list_queries", frozen=True):
     """Ask for queries, most popular first: QueryList."""
 
     collection: str | None = None
@@ -140,7 +140,7 @@ class ListQueries(Message, tag="list_queries"):
     min_frequency: int = 1
 
 
-class Feedback(Message, tag="feedback"):
+class Feedback(Message, tag="feedback", frozen=True):
     """Record a graded judgment (0: irrelevant; higher: better) of one document for one query: Done."""
 
     query: str
@@ -149,40 +149,40 @@ class Feedback(Message, tag="feedback"):
     relevance: float
 
 
-class Publish(Message, tag="publish"):
+class Publish(Message, tag="publish", frozen=True):
     """Put a result the application computed into the result store: Done."""
 
     result: ComputedResult
     ttl_s: float | None = None
 
 
-class Invalidate(Message, tag="invalidate"):
+class Invalidate(Message, tag="invalidate", frozen=True):
     """Drop results of a collection (None: all) whose query contains `pattern` (None: any): Done with their count."""
 
     collection: str | None = None
     pattern: str | None = None
 
 
-class CacheStats(Message, tag="cache_stats"):
+class CacheStats(Message, tag="cache_stats", frozen=True):
     """Ask for the figures of the result store: Report."""
 
 
-class ExecutionStats(Message, tag="execution_stats"):
+class ExecutionStats(Message, tag="execution_stats", frozen=True):
     """Ask for totals over all executions: Report."""
 
 
-class ListExecutions(Message, tag="list_executions"):
+class ListExecutions(Message, tag="list_executions", frozen=True):
     """Ask for executions, newest first: ExecutionList. `only_measured`: those with a before and an after score."""
 
     limit: int = 20
     only_measured: bool = False
 
 
-class Resources(Message, tag="resources"):
+class Resources(Message, tag="resources", frozen=True):
     """Ask for the governor's last readings and decision: Report."""
 
 
-class Shutdown(Message, tag="shutdown"):
+class Shutdown(Message, tag="shutdown", frozen=True):
     """Drain and end the service: Done, before it does."""
 
 
@@ -216,14 +216,14 @@ Request = (
 # --- replies ----------------------------------------------------------------------------------------------------------
 
 
-class Failure(Message, tag="failure"):
+class Failure(Message, tag="failure", frozen=True):
     """The request was understood as an error: `code` names an exception of errors.py, `message` says what to do."""
 
     code: str
     message: str
 
 
-class Welcome(Message, tag="welcome"):
+class Welcome(Message, tag="welcome", frozen=True):
     pid: int
     version: str
     state_dir: str
@@ -232,42 +232,42 @@ class Welcome(Message, tag="welcome"):
     owner_socket: str
 
 
-class Report(Message, tag="report"):
+class Report(Message, tag="report", frozen=True):
     """A map whose keys the request's documentation lists."""
 
     report: dict[str, Any]
 
 
-class Submitted(Message, tag="submitted"):
+class Submitted(Message, tag="submitted", frozen=True):
     task_id: str
     is_new: bool  # False: an equal task was pending already
 
 
-class TaskReply(Message, tag="task"):
+class TaskReply(Message, tag="task", frozen=True):
     task: TaskRecord
 
 
-class TaskList(Message, tag="tasks"):
+class TaskList(Message, tag="tasks", frozen=True):
     tasks: tuple[TaskRecord, ...]
 
 
-class ScheduleList(Message, tag="schedules"):
+class ScheduleList(Message, tag="schedules", frozen=True):
     schedules: tuple[ScheduleRecord, ...]
 
 
-class Tracked(Message, tag="tracked"):
+class Tracked(Message, tag="tracked", frozen=True):
     query_hash: str
 
 
-class QueryList(Message, tag="queries"):
+class QueryList(Message, tag="queries", frozen=True):
     queries: tuple[QueryRecord, ...]
 
 
-class ExecutionList(Message, tag="executions"):
+class ExecutionList(Message, tag="executions", frozen=True):
     executions: tuple[ExecutionRecord, ...]
 
 
-class Done(Message, tag="done"):
+class Done(Message, tag="done", frozen=True):
     count: int = 1
 
 

@@ -5,7 +5,7 @@ Times are Unix seconds (float, UTC) and names end in `_at`; durations are second
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import Any
 
 import msgspec
@@ -14,19 +14,19 @@ PointId = int | str
 """A Qdrant point id: an unsigned 64-bit integer or a UUID in its canonical text form."""
 
 
-class TaskType(str, Enum):
+class TaskType(StrEnum):
     REINDEX = "reindex"  # embed the points whose text or model changed
     RERANK = "rerank"  # search and rerank popular queries, publish their results
     WARM = "warm"  # precompute what the cache lacks for the popular queries
 
 
-class TaskFrequency(str, Enum):
+class TaskFrequency(StrEnum):
     HOURLY = "hourly"  # the next full hour
     DAILY = "daily"  # 02:00 local time
     WEEKLY = "weekly"  # Sunday 03:00 local time
 
 
-class TaskStatus(str, Enum):
+class TaskStatus(StrEnum):
     PENDING = "pending"  # accepted and durable, waits for its turn
     RUNNING = "running"  # a worker holds its lease
     COMPLETED = "completed"  # done, its result is recorded
@@ -43,14 +43,14 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     """Base of the records: immutable, compared by value, msgpack maps on the wire."""
 
 
-class TaskProgress(Record):
+class TaskProgress(Record, frozen=True):
     done: int = 0  # steps' worth of items finished
     total: int = 0  # items in all; 0 while unknown
     note: str = ""  # what is being done, in words
     eta_s: float | None = None
 
 
-class TaskRecord(Record):
+class TaskRecord(Record, frozen=True):
     """One accepted task. `version` grows with every change, so that a waiting client sees each only once."""
 
     task_id: str
@@ -59,8 +59,10 @@ class TaskRecord(Record):
     params: dict[str, Any] = {}
     status: TaskStatus = TaskStatus.PENDING
     priority: int = 0  # higher runs first
-    is_forced: bool = False  # ignores the budget's admission check, never the pacing
+    is_forced: bool = False  # ignores the CPU budget: somebody asked for it now; scheduling class and niceness stay
     attempt: int = 0  # the current lease; results of any other are refused
+    failures: int = 0  # attempts that ended with an error
+    outages: int = 0  # attempts in a row that found the store unreachable; they use up nothing
     kills: int = 0  # attempts that ended with the worker's death
     version: int = 0
     created_at: float = 0.0
@@ -76,7 +78,7 @@ class TaskRecord(Record):
     worker: int | None = None
 
 
-class ScheduleRecord(Record):
+class ScheduleRecord(Record, frozen=True):
     task_id: str
     task_type: TaskType
     collection: str
@@ -87,7 +89,7 @@ class ScheduleRecord(Record):
     metadata: dict[str, Any] = {}
 
 
-class ExecutionRecord(Record):
+class ExecutionRecord(Record, frozen=True):
     """What one run of a task did. `before_score` and `after_score` are `metric` (e.g. nDCG@10) where it was measured."""
 
     task_id: str
@@ -105,7 +107,7 @@ class ExecutionRecord(Record):
     after_score: float | None = None
 
 
-class QueryRecord(Record):
+class QueryRecord(Record, frozen=True):
     """What is known of one query of one collection. `popularity` is the decayed count, `access_count` the raw one."""
 
     query_hash: str
@@ -120,7 +122,7 @@ class QueryRecord(Record):
     scope: str = ""
 
 
-class QueryJob(Record):
+class QueryJob(Record, frozen=True):
     """A query handed to a worker, with the judgments known for it: point id (as text) -> grade."""
 
     text: str
@@ -128,7 +130,7 @@ class QueryJob(Record):
     judgments: dict[str, float] = {}
 
 
-class Point(Record):
+class Point(Record, frozen=True):
     """A point on its way to or from a vector store. `vector` is little-endian float32, shape (D,), or None."""
 
     id: PointId
@@ -136,14 +138,14 @@ class Point(Record):
     vector: bytes | None = None
 
 
-class Hit(Record):
+class Hit(Record, frozen=True):
     id: PointId
     score: float
     payload: dict[str, Any] = {}
     rerank_score: float | None = None
 
 
-class CollectionInfo(Record):
+class CollectionInfo(Record, frozen=True):
     name: str
     points: int
     vector_size: int
@@ -152,7 +154,7 @@ class CollectionInfo(Record):
     aliases: tuple[str, ...] = ()
 
 
-class ComputedResult(Record):
+class ComputedResult(Record, frozen=True):
     """One query's precomputed results, best first: the rows of the result store.
 
     `scores` and `rerank_scores` are little-endian float32 of shape (k,), k = len(ids); `rerank_scores` is empty where

@@ -26,7 +26,7 @@ class Secret(msgspec.Struct, frozen=True):
         return bool(self.value)
 
 
-class StoreSettings(Settings):
+class StoreSettings(Settings, frozen=True):
     """Where the vectors are: a Qdrant server by `url`, or (empty url) the embedded engine in `path`."""
 
     url: str = ""
@@ -40,7 +40,7 @@ class StoreSettings(Settings):
         return not self.url and not self.client_options
 
 
-class ModelSettings(Settings):
+class ModelSettings(Settings, frozen=True):
     """Which model embeds which payload field."""
 
     name: str = "sentence-transformers/all-MiniLM-L6-v2"
@@ -52,7 +52,7 @@ class ModelSettings(Settings):
     threads: int = 1  # of torch, per worker
 
 
-class RerankSettings(Settings):
+class RerankSettings(Settings, frozen=True):
     """How candidates are reranked. Without `cross_encoder`: late interaction over the embedding model's tokens."""
 
     cross_encoder: str = ""
@@ -61,7 +61,7 @@ class RerankSettings(Settings):
     max_queries: int = 50  # popular queries per task
 
 
-class WorkerSettings(Settings):
+class WorkerSettings(Settings, frozen=True):
     store: StoreSettings = StoreSettings()
     model: ModelSettings = ModelSettings()
     rerank: RerankSettings = RerankSettings()

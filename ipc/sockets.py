@@ -18,7 +18,9 @@ def endpoint(path: Path) -> str:
     return f"ipc://{path}"
 
 
-def bind_router(context: zmq.Context[zmq.Socket[bytes]], path: Path, *, max_bytes: int, high_water: int) -> zmq.Socket[bytes]:
+def bind_router(
+    context: zmq.Context[zmq.Socket[bytes]], path: Path, *, max_bytes: int, high_water: int
+) -> zmq.Socket[bytes]:
     """Return a ROUTER bound to a Unix socket at `path`, mode 0600 in a directory of mode 0700.
 
     The caller holds the runtime directory's lock: a second bind of the same path would succeed and deafen the first.

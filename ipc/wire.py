@@ -34,7 +34,7 @@ class Codec(Generic[T]):
     """Decodes one union of messages, strictly typed."""
 
     def __init__(self, union: object) -> None:
-        self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(union)  # type: ignore[arg-type]
+        self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(union)
 
     def decode(self, frame: bytes) -> T:
         """Return the message in `frame`. Raises ProtocolError that says what is wrong with it."""
@@ -45,7 +45,9 @@ class Codec(Generic[T]):
             raise ProtocolError(f"unreadable message: {error}; docs/protocol.md lists types and fields") from error
         version = getattr(found, "v", None)
         if version != PROTOCOL_VERSION:
-            raise ProtocolError(f"protocol version {version}, this side speaks {PROTOCOL_VERSION}: update the older one")
+            raise ProtocolError(
+                f"protocol version {version}, this side speaks {PROTOCOL_VERSION}: update the older one"
+            )
         return found
 
 

@@ -1,0 +1,223 @@
+"""Owns what an application holds: requests to the supervisor, calls to the store owner, reads from shared memory.
+
+with Client() as client:
+    found = client.search("how to implement auth", "morgan_knowledge")
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from . import calls, messages, wire
+from .errors import ProtocolError, ServiceUnavailable
+from .exchange import Exchange
+from .messages import Message
+from .paths import RuntimePaths, default_runtime_dir, default_state_dir
+from .query import scope_of
+from .reader import ResultReader
+from .records import CollectionInfo, Hit, Point, PointId
+from .tracker import Tracker
+
+REQUEST_S = 5.0  # the supervisor answers within one turn of its loop; this is for a machine under load
+CALL_S = 60.0  # a batch of documents may have to be embedded
+
+UPSERT_BATCH = 64  # points a call: a second or two of embedding, so that progress is seen and a deadline is far
+
+R = TypeVar("R", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """`hits` best first. `is_precomputed`: they came from shared memory, no message was sent. `response_s` is wall time."""
+
+    hits: tuple[Hit, ...]
+    is_precomputed: bool
+    response_s: float
+
+
+class Client:
+    """Talks to the service of `state_dir` (or to the one whose sockets are in `runtime_dir`). Use from any thread."""
+
+    def __init__(
+        self,
+        runtime_dir: Path | str | None = None,
+        state_dir: Path | str | None = None,
+        timeout_s: float = REQUEST_S,
+        call_timeout_s: float = CALL_S,
+    ) -> None:
+        state = Path(state_dir) if state_dir else default_state_dir()
+        self.runtime = RuntimePaths(Path(runtime_dir) if runtime_dir else default_runtime_dir(state))
+        self._requests = Exchange(self.runtime.clients, wire.replies, timeout_s)
+        self._calls = Exchange(self.runtime.owner, wire.answers, call_timeout_s)
+        self._tracker = Tracker(self.runtime.clients)
+        self._reader: ResultReader | None = None
+
+    # --- the two sockets ----------------------------------------------------------------------------------------------
+
+    def request(self, message: messages.Request, timeout_s: float | None = None) -> messages.Reply:
+        """Ask the supervisor. Raises ServiceUnavailable after the deadline, and what a Failure stands for."""
+        return self._requests.ask(message, timeout_s)
+
+    def call(self, call: calls.Call, timeout_s: float | None = None) -> calls.Answer:
+        """Ask the store owner. Raises ServiceUnavailable after the deadline, and what a Failure stands for."""
+        return self._calls.ask(call, timeout_s)
+
+    def is_running(self) -> bool:
+        """Say whether a service answers."""
+        if not self.runtime.clients.exists():
+            return False
+        try:
+            self.request(messages.Hello())
+        except ServiceUnavailable:
+            return False
+        return True
+
+    @property
+    def reader(self) -> ResultReader:
+        """The precomputed results in shared memory. Works while the service is down or restarting."""
+        if self._reader is None:
+            self._reader = ResultReader(self.runtime.results, counters_dir=self.runtime.readers)
+        return self._reader
+
+    # --- what an application does -------------------------------------------------------------------------------------
+
+    def search(
+        self,
+        text: str,
+        collection: str,
+        limit: int = 10,
+        *,
+        query_filter: Mapping[str, Any] | None = None,
+        tenant: str = "",
+        is_reranked: bool = False,
+    ) -> SearchResult:
+        """Search by meaning: from shared memory where the answer is precomputed, else by the store owner.
+
+        `query_filter` maps payload fields to the value they must have. Results of one filter or tenant are never
+        another's. What a miss computes is published, so that the next equal search is a hit.
+        """
+        began = time.perf_counter()
+        scope = scope_of(query_filter, tenant)
+        held = self.reader.get(text, collection, scope)
+        if held is not None and len(held.ids) >= limit:
+            hits, is_precomputed = held.hits()[:limit], True
+        else:
+            answer = expect(
+                calls.Computed,
+                self.call(
+                    calls.SearchText(
+                        collection=collection,
+                        text=text,
+                        limit=limit,
+                        query_filter=dict(query_filter) if query_filter else None,
+                        tenant=tenant,
+                        is_reranked=is_reranked,
+                    )
+                ),
+            )
+            hits, is_precomputed = hits_of(answer), False
+        response_s = time.perf_counter() - began
+        self._tracker.track(text, collection, response_s, scope)
+        return SearchResult(hits[:limit], is_precomputed, response_s)
+
+    def create_collection(self, name: str, vector_size: int = 0, distance: str = "cosine") -> CollectionInfo:
+        """Create an empty collection for vectors of `vector_size`; 0 means the embedding model's.
+
+        Raises InvalidArgument if a collection or an alias of that name exists.
+        """
+        call = calls.Create(collection=name, vector_size=vector_size, distance=distance)
+        return expect(calls.CollectionList, self.call(call)).collections[0]
+
+    def collections(self) -> tuple[CollectionInfo, ...]:
+        return expect(calls.CollectionList, self.call(calls.Collections())).collections
+
+    def upsert(self, collection: str, points: Iterable[Point | Mapping[str, Any]]) -> int:
+        """Insert or replace points, in batches; return how many. Durable on return.
+
+        A point is a Point or a mapping with `id`, an optional `vector` (D floats) and either `payload` or the payload's
+        own keys beside them. One without a vector is embedded from its text field by the owner.
+        """
+        count = 0
+        batch: list[Point] = []
+        for point in points:
+            batch.append(point if isinstance(point, Point) else point_of(point))
+            if len(batch) == UPSERT_BATCH:
+                count += self._upsert(collection, batch)
+                batch = []
+        return count + (self._upsert(collection, batch) if batch else 0)
+
+    def _upsert(self, collection: str, batch: list[Point]) -> int:
+        return expect(calls.Changed, self.call(calls.Upsert(collection=collection, points=tuple(batch)))).count
+
+    def delete(self, collection: str, ids: Iterable[PointId]) -> int:
+        """Delete points by id; return how many ids were given."""
+        return expect(calls.Changed, self.call(calls.Delete(collection=collection, ids=tuple(ids)))).count
+
+    def track(self, query: str, collection: str, response_s: float = 0.0) -> None:
+        """Report a search the application made itself. Never blocks."""
+        self._tracker.track(query, collection, response_s)
+
+    def status(self) -> dict[str, Any]:
+        return expect(messages.Report, self.request(messages.Status())).report
+
+    def close(self) -> None:
+        self._requests.close()
+        self._calls.close()
+        self._tracker.close()
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def expect(kind: type[R], reply: Message) -> R:
+    """Return `reply` as the type its request promises. Raises ProtocolError if the other side broke the promise."""
+    if not isinstance(reply, kind):
+        raise ProtocolError(f"expected {kind.__name__}, got {type(reply).__name__}: update the older side")
+    return reply
+
+
+def hits_of(answer: calls.Computed) -> tuple[Hit, ...]:
+    """Return a computed result's rows as hits, best first."""
+    result = answer.result
+    if result is None:
+        return ()
+    scores = memoryview(result.scores).cast("f")
+    reranked = memoryview(result.rerank_scores).cast("f") if result.rerank_scores else None
+    return tuple(
+        Hit(
+            id=point_id,
+            score=scores[i],
+            payload={"content": content, "source": source, "metadata": metadata},
+            rerank_score=reranked[i] if reranked is not None else None,
+        )
+        for i, (point_id, content, source, metadata) in enumerate(
+            zip(result.ids, result.contents, result.sources, result.metadata, strict=True)
+        )
+    )
+
+
+def point_of(given: Mapping[str, Any]) -> Point:
+    """Return a mapping as a Point; see `Client.upsert`. Raises ValueError without an id."""
+    import numpy as np
+
+    if "id" not in given:
+        raise ValueError(
+            f"a point needs an 'id' (a whole number or a UUID); this one has {', '.join(given) or 'nothing'}"
+        )
+    vector = given.get("vector")
+    payload = given.get("payload", {key: given[key] for key in given if key not in ("id", "vector")})
+    packed = None if vector is None else np.asarray(vector, dtype="<f4").tobytes()
+    return Point(id=given["id"], payload=dict(payload), vector=packed)

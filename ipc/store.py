@@ -1,0 +1,374 @@
+"""Owns the writing side of the result store: append a record, checksum it, then swing one 64-bit word to it.
+
+A reader sees the old record or the new one, and a writer killed at any instant leaves one of the two. Layout: layout.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import mmap
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from . import layout
+from .arena import Arena
+from .errors import ResultStoreError
+from .layout import BLOCK, read_head, texts_decoder
+from .query import key64, key_bytes, query_hash
+from .records import ComputedResult
+from .result import CachedResult
+
+BYTES_PER_ENTRY = 16 * 1024  # arena for each entry of the capacity: 2.7x a typical record of 10 results
+MIN_ARENA_BYTES = 1024 * 1024
+
+
+class StoreFull(ResultStoreError):
+    """As many entries as the store was made for are in it: remove one first."""
+
+
+@dataclass(frozen=True, slots=True)
+class EntryInfo:
+    """What the writer knows of an entry."""
+
+    query_text: str
+    collection: str
+    scope: str
+    key_hash: str  # the query's 32-character hash
+    computed_at: float
+    expires_at: float
+    size_bytes: int
+    slot: int
+    pointer: int
+
+
+class ResultStore:
+    """The one writer of the file at `path`; raises ResultStoreError while another process is.
+
+    Attaches to what an earlier writer left, if it is of this layout and sound; else moves it aside to
+    `NAME.corrupt-N`, begins anew and says so in `rebuilt_because`.
+    """
+
+    def __init__(self, path: Path, *, capacity: int = 1000, arena_bytes: int | None = None) -> None:
+        self.path, self._capacity = path, capacity
+        self._arena_bytes = max(arena_bytes or capacity * BYTES_PER_ENTRY, MIN_ARENA_BYTES)
+        self.rebuilt_because: str | None = None
+        self._pid = os.getpid()
+        self._lock = self._take_lock()
+        try:
+            if path.exists():
+                self.rebuilt_because = self._attach()
+                if self.rebuilt_because:
+                    path.rename(_aside(path))
+            if self.rebuilt_because or not path.exists():
+                self._entries: dict[bytes, EntryInfo] = {}
+                self._map_new(self._arena_bytes, path)
+            elif self._words[layout.W_SLOTS] != layout.slots_for(capacity):
+                self._compact(0)  # made for another capacity
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def _take_lock(self) -> int:
+        fd = os.open(self.path.with_name(self.path.name + ".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise ResultStoreError(f"another process writes {self.path}: one service a runtime directory") from None
+        return fd
+
+    # --- the file -----------------------------------------------------------------------------------------------------
+
+    def _adopt(self, memory: mmap.mmap) -> None:
+        self._map = memory
+        self._words = memoryview(memory).cast("Q")
+        # A child that writes by accident faults instead of corrupting; readers of the child map the file themselves.
+        memory.madvise(mmap.MADV_DONTFORK)
+
+    def _attach(self) -> str | None:
+        """Map the existing file and index its entries; return why that cannot be done, None if it was."""
+        fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            size = os.fstat(fd).st_size
+            if size < layout.HEADER_BYTES or size % 8:
+                return f"{self.path} is no result store: {size} bytes"
+            memory = mmap.mmap(fd, size)
+        finally:
+            os.close(fd)
+        words = memoryview(memory).cast("Q")
+        reason = _what_is_wrong(words, size)
+        words.release()
+        if reason:
+            memory.close()
+            return f"{self.path} {reason}"
+        self._adopt(memory)
+        reason = self._index()
+        if reason:
+            self._release()
+        return reason
+
+    def _index(self) -> str | None:
+        """Read all entries of the mapped file; return what is wrong with one, None if all are sound."""
+        self._entries, taken = {}, []
+        self._used_slots = 0
+        for slot in range(self._words[layout.W_SLOTS]):
+            word = layout.index_word(slot)
+            key, pointer = self._words[word], self._words[word + 1]
+            if not key:
+                continue
+            self._used_slots += 1
+            _, blocks, offset = layout.unpack_pointer(pointer)
+            if not blocks:
+                continue  # removed
+            raw = self._map[offset : offset + blocks * BLOCK]
+            head = read_head(raw, None)
+            if head is None:
+                return f"{self.path} has a damaged record in slot {slot}"
+            taken.append((offset, blocks))
+            if head.generation == self._words[self._generation_word(head.pair)]:
+                texts = texts_decoder.decode(raw[head.key_end : head.length])
+                self._entries[raw[head.embedding_end : head.key_end]] = EntryInfo(
+                    query_text=texts.query_text,
+                    collection=texts.collection,
+                    scope=texts.scope,
+                    key_hash=query_hash(texts.query_text, texts.collection, texts.scope),
+                    computed_at=head.computed_at,
+                    expires_at=head.expires_at,
+                    size_bytes=blocks * BLOCK,
+                    slot=slot,
+                    pointer=pointer,
+                )
+        self._arena = Arena(self._words[layout.W_ARENA_START], self._words[layout.W_ARENA_END], taken)
+        self._words[layout.W_WRITER] = self._pid
+        return None
+
+    def _map_new(self, arena_bytes: int, path: Path) -> None:
+        """Create an empty file at `path` and adopt it. Raises ResultStoreError where tmpfs has no room for it."""
+        slots = layout.slots_for(self._capacity)
+        start = layout.arena_start(slots)
+        size = (start + arena_bytes) // BLOCK * BLOCK
+        path.unlink(missing_ok=True)
+        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o640)
+        try:
+            os.posix_fallocate(fd, 0, size)  # a full tmpfs says so here, instead of a SIGBUS at some later store
+            memory = mmap.mmap(fd, size)
+        except OSError as error:
+            path.unlink()
+            if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.ENOMEM):
+                raise
+            raise ResultStoreError(
+                f"no room for {size / 2**20:.0f} MiB in {path.parent}: free some, or lower max_cached_queries"
+            ) from error
+        finally:
+            os.close(fd)
+        self._adopt(memory)
+        words = self._words
+        words[layout.W_VERSION], words[layout.W_SLOTS] = layout.LAYOUT_VERSION, slots
+        words[layout.W_ARENA_START], words[layout.W_ARENA_END] = start, size
+        words[layout.W_WRITER] = self._pid
+        words[layout.W_MAGIC] = layout.MAGIC  # last: a file without it is not a store yet
+        self._arena, self._used_slots = Arena(start, size), 0
+
+    def _compact(self, needed: int) -> None:
+        """Move live records into a new file, larger if need be, and mark the old one superseded: readers follow."""
+        live_bytes = sum(entry.size_bytes for entry in self._entries.values())
+        arena_bytes = max(self._arena_bytes, 2 * (live_bytes + needed))
+        old_map, old_words, old_entries = self._map, self._words, self._entries
+        old_state = (self._arena, self._used_slots)
+        fresh = self.path.with_name(self.path.name + ".new")
+        try:
+            self._map_new(arena_bytes, fresh)
+        except ResultStoreError:
+            self._map, self._words = old_map, old_words
+            self._arena, self._used_slots = old_state
+            raise
+        start, end = layout.W_GENERATIONS, layout.W_GENERATIONS + 2 * layout.GENERATION_PAIRS
+        for word in range(start, end):
+            self._words[word] = old_words[word]
+        self._entries = {}
+        for key, entry in old_entries.items():
+            _, blocks, offset = layout.unpack_pointer(entry.pointer)
+            self._append(key, old_map[offset : offset + blocks * BLOCK], entry)
+        os.replace(fresh, self.path)
+        old_words[layout.W_SUPERSEDED] = 1
+        old_words.release()
+        old_map.close()
+
+    # --- entries ------------------------------------------------------------------------------------------------------
+
+    def put(self, result: ComputedResult, *, expires_at: float) -> None:
+        """Publish `result`, in place of an earlier one of the same query.
+
+        Raises StoreFull where a new entry would exceed the capacity, ResultStoreError where it is too large or tmpfs is
+        full. Whatever is raised, what was stored stays.
+        """
+        self._check_writer()
+        key = key_bytes(result.query_text, result.collection, result.scope)
+        held = self._entries.get(key)
+        if held is None and len(self._entries) >= self._capacity:
+            raise StoreFull(f"the result store holds {self._capacity} entries")
+        pair = self._pair_of(result.collection)
+        generation = self._words[self._generation_word(pair)]
+        raw = layout.pack_record(result, expires_at, pair, generation)
+        blocks = layout.blocks_of(len(raw))
+        if blocks > layout.MAX_BLOCKS:
+            raise ResultStoreError(f"a result of {len(raw)} bytes is too large: at most {layout.MAX_BLOCKS * BLOCK}")
+        entry = EntryInfo(
+            query_text=result.query_text,
+            collection=result.collection,
+            scope=result.scope,
+            key_hash=query_hash(result.query_text, result.collection, result.scope),
+            computed_at=result.computed_at,
+            expires_at=expires_at,
+            size_bytes=blocks * BLOCK,
+            slot=-1,
+            pointer=0,
+        )
+        if self._used_slots > self._words[layout.W_SLOTS] // 2 or not self._append(key, raw, entry):
+            self._compact(blocks * BLOCK)
+            if not self._append(key, raw, entry):
+                raise ResultStoreError(f"a result of {len(raw)} bytes found no room after compaction")
+
+    def _append(self, key: bytes, raw: bytes, entry: EntryInfo) -> bool:
+        """Write a record and swing its slot's word to it; False where the arena has no room."""
+        offset = self._arena.take(layout.blocks_of(len(raw)))
+        if offset is None:
+            return False
+        self._map[offset : offset + len(raw)] = raw
+        slot, is_new = self._slot_of(key64(key))
+        word = layout.index_word(slot)
+        old = self._words[word + 1]
+        pointer = layout.pack_pointer((old >> 48) + 1, entry.size_bytes // BLOCK, offset)
+        self._words[word + 1] = pointer  # the instant from which readers see it
+        if is_new:
+            self._words[word] = key64(key)
+            self._used_slots += 1
+        if old & ~(0xFFFF << 48):
+            _, blocks, old_offset = layout.unpack_pointer(old)
+            self._arena.give_back(old_offset, blocks)
+        self._entries[key] = replace(entry, slot=slot, pointer=pointer)
+        return True
+
+    def _slot_of(self, wanted: int) -> tuple[int, bool]:
+        """Return the slot of a 64-bit key and whether it is a free one."""
+        slots = self._words[layout.W_SLOTS]
+        slot = wanted & (slots - 1)
+        while (found := self._words[layout.index_word(slot)]) not in (0, wanted):
+            slot = (slot + 1) & (slots - 1)
+        return slot, found == 0
+
+    def remove(self, text: str, collection: str, scope: str = "") -> bool:
+        """Take a query's entry out; False if there was none."""
+        self._check_writer()
+        entry = self._entries.pop(key_bytes(text, collection, scope), None)
+        if entry is None:
+            return False
+        word = layout.index_word(entry.slot) + 1
+        # The version stays in the word, so that a reader's kept word is never equal to a later one.
+        self._words[word] = self._words[word] & (0xFFFF << 48)
+        _, blocks, offset = layout.unpack_pointer(entry.pointer)
+        self._arena.give_back(offset, blocks)
+        return True
+
+    def invalidate_collection(self, name: str) -> int:
+        """Make every entry of a collection invalid at once, by one word; return how many that were."""
+        self._check_writer()
+        word = self._generation_word(self._pair_of(name))
+        self._words[word] += 1
+        doomed = [entry for entry in self._entries.values() if entry.collection == name]
+        for entry in doomed:
+            self.remove(entry.query_text, entry.collection, entry.scope)
+        return len(doomed)
+
+    def _pair_of(self, collection: str) -> int:
+        """Return a collection's pair in the generation table, claimed if need be.
+
+        The last pair is shared by all that find none free: one's invalidation is then the others' too, which costs
+        hits and is never wrong.
+        """
+        wanted = layout.collection_hash(collection)
+        for pair in range(layout.GENERATION_PAIRS - 1):
+            word = layout.W_GENERATIONS + 2 * pair
+            if self._words[word] == wanted:
+                return pair
+            if self._words[word] == 0:
+                self._words[word] = wanted
+                return pair
+        return layout.GENERATION_PAIRS - 1
+
+    @staticmethod
+    def _generation_word(pair: int) -> int:
+        return layout.W_GENERATIONS + 2 * pair + 1
+
+    # --- looking ------------------------------------------------------------------------------------------------------
+
+    def get(self, text: str, collection: str, scope: str = "", now: float = 0.0) -> CachedResult | None:
+        """Return a query's entry if it is valid at `now`; not counted as a reader's lookup."""
+        entry = self._entries.get(key := key_bytes(text, collection, scope))
+        if entry is None or entry.expires_at <= now:
+            return None
+        _, blocks, offset = layout.unpack_pointer(entry.pointer)
+        raw = self._map[offset : offset + blocks * BLOCK]
+        head = read_head(raw, key)
+        return None if head is None else CachedResult(raw, head)
+
+    def entries(self) -> Iterator[EntryInfo]:
+        return iter(list(self._entries.values()))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def slots(self) -> int:
+        return self._words[layout.W_SLOTS]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(entry.size_bytes for entry in self._entries.values())
+
+    def _check_writer(self) -> None:
+        if os.getpid() != self._pid:
+            raise ResultStoreError(f"{self.path} belongs to process {self._pid}; a forked child must not write it")
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    def _release(self) -> None:
+        self._words.release()
+        self._map.close()
+
+    def close(self) -> None:
+        """Let go of the file and leave it: readers keep hitting, and the next writer attaches."""
+        self._release()
+        os.close(self._lock)
+
+    def destroy(self) -> None:
+        """Close, and remove the file."""
+        self._words[layout.W_SUPERSEDED] = 1
+        self.close()
+        self.path.unlink(missing_ok=True)
+
+
+def _what_is_wrong(words: memoryview[int], size: int) -> str | None:
+    if words[layout.W_MAGIC] != layout.MAGIC:
+        return "is not a result store"
+    if words[layout.W_VERSION] != layout.LAYOUT_VERSION:
+        return f"has layout {words[layout.W_VERSION]}, this program needs {layout.LAYOUT_VERSION}"
+    slots, start, end = words[layout.W_SLOTS], words[layout.W_ARENA_START], words[layout.W_ARENA_END]
+    if slots == 0 or slots & (slots - 1) or layout.arena_start(slots) != start or not start < end <= size:
+        return "has a damaged header"
+    for slot in range(slots):
+        pointer = words[layout.index_word(slot) + 1]
+        _, blocks, offset = layout.unpack_pointer(pointer)
+        if blocks and not start <= offset <= offset + blocks * BLOCK <= end:
+            return f"has a damaged index: slot {slot} points outside the arena"
+    return None
+
+
+def _aside(path: Path) -> Path:
+    number = 1
+    while (aside := path.with_name(f"{path.name}.corrupt-{number}")).exists():
+        number += 1
+    return aside

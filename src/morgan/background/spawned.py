@@ -1,0 +1,136 @@
+"""Owns a supervisor that one application starts for itself, and ends with it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from .ipc import messages
+from .ipc.client import Client
+from .ipc.errors import ServiceUnavailable
+from .ipc.reader import ResultReader
+from .ipc.settings import StoreSettings
+from .lane import DaemonLane
+from .supervisor.config import Config
+
+START_S = 30.0  # the supervisor answers in well under a second; this is for a machine under load
+KEY_VARIABLE = "MORGAN_SPAWNED_STORE_API_KEY"
+
+
+class SpawnedLane(DaemonLane):
+    """Starts a supervisor at the first request, unless one serves the state directory already.
+
+    The supervisor's log goes to `service.log` in the state directory.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        store: StoreSettings | None = None,
+        check_interval_s: float | None = None,
+        is_auto_scheduling: bool | None = None,
+    ) -> None:
+        super().__init__(
+            Client(runtime_dir=config.runtime_dir(), state_dir=config.state_dir())
+        )
+        self._config = config
+        self._environment = self._overrides(
+            config, store, check_interval_s, is_auto_scheduling
+        )
+        self._process: subprocess.Popen[bytes] | None = None
+        self._is_ready = False
+
+    @staticmethod
+    def _overrides(
+        config: Config,
+        store: StoreSettings | None,
+        check_interval_s: float | None,
+        is_auto_scheduling: bool | None,
+    ) -> dict[str, str]:
+        found = {
+            "MORGAN_STATE_DIR": str(config.state_dir()),
+            "MORGAN_RUNTIME_DIR": str(config.runtime_dir()),
+        }
+        if config.source is not None:
+            found["MORGAN_CONFIG"] = str(config.source)
+        if check_interval_s is not None:
+            found["MORGAN_SERVICE_CHECK_INTERVAL_S"] = str(check_interval_s)
+        if is_auto_scheduling is not None:
+            found["MORGAN_SCHEDULE_AUTO"] = str(is_auto_scheduling).lower()
+        if store is not None:
+            found["MORGAN_STORE_URL"] = store.url
+            if (
+                store.api_key
+            ):  # a process's environment is readable by its own user alone
+                found |= {
+                    "MORGAN_STORE_API_KEY_ENV": KEY_VARIABLE,
+                    KEY_VARIABLE: store.api_key.reveal(),
+                }
+        return found
+
+    def request(
+        self, message: messages.Request, timeout_s: float | None = None
+    ) -> messages.Reply:
+        self._ensure()
+        return super().request(message, timeout_s)
+
+    @property
+    def reader(self) -> ResultReader:
+        self._ensure()
+        return super().reader
+
+    def start(self) -> None:
+        self._ensure()
+
+    def _ensure(self) -> None:
+        if self._is_ready:
+            return
+        if not self._client.is_running():
+            self._spawn()
+        self._is_ready = True
+
+    def _spawn(self) -> None:
+        state_dir = Path(self._config.state_dir())
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        root = str(
+            Path(next(iter(sys.modules[__package__].__path__))).absolute().parents[1]
+        )
+        path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
+        log_path = state_dir / "service.log"
+        with log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __package__, "serve"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=os.environ | self._environment | {"PYTHONPATH": path},
+                start_new_session=True,  # Ctrl-C in the application's terminal is the application's to handle
+            )
+        deadline_at = time.monotonic() + START_S
+        while not self._client.is_running():
+            if self._process.poll() is not None or time.monotonic() > deadline_at:
+                self.stop()
+                raise ServiceUnavailable(f"the service did not start: see {log_path}")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(0.02)
+
+    def stop(self) -> None:
+        """End the supervisor this lane started: it drains and leaves. One that was there before stays."""
+        process, self._process, self._is_ready = self._process, None, False
+        if process is None:
+            return
+        process.terminate()  # SIGTERM drains
+        try:
+            process.wait(self._config.service.grace_s + 10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def close(self) -> None:
+        self.stop()
+        super().close()

@@ -1,0 +1,83 @@
+"""Owns the start of the daemon: lock, open what it keeps, run, close. `morgan-background serve` calls `serve`."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import random
+from pathlib import Path
+
+import zmq
+
+from ..ipc.commands import Role
+from ..ipc.errors import AlreadyRunning
+from ..ipc.paths import RuntimePaths, make_private
+from .assemble import core_settings, make_core
+from .config import Config
+from .journal import Journal
+from .loop import Supervisor
+from .pool import Pool
+from .requests import Requests
+
+log = logging.getLogger(__name__)
+
+
+class Lock:
+    """An exclusive lock on a file, held until `release` or the end of the process; never inherited by children."""
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._fd, 32, 0).decode(errors="replace").strip() or "unknown"
+            os.close(self._fd)
+            raise AlreadyRunning(
+                f"another service (pid {holder}) holds {path}: stop it, or give this one its own --state-dir"
+            ) from None
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        os.close(self._fd)
+
+
+def serve(config: Config) -> int:
+    """Run the daemon until it is told to stop; return the exit code. Raises AlreadyRunning for a second one."""
+    state_dir, runtime_dir = config.state_dir(), config.runtime_dir()
+    os.umask(0o077)
+    make_private(state_dir)
+    make_private(runtime_dir)
+    runtime = RuntimePaths(runtime_dir)
+    make_private(runtime.readers)
+    locks = [Lock(state_dir / "lock"), Lock(runtime.lock)]
+    journal = Journal(state_dir / "journal.sqlite3")
+    settings = core_settings(config)
+    poller = zmq.Poller()
+    threads = settings.worker.model.threads
+    jitter = random.SystemRandom().random
+    pool = Pool(config.workers(), runtime.workers, poller, threads=threads, jitter=jitter)
+    # the owner answers the application's own searches: its work counts as the application's
+    core = make_core(config, settings, runtime, journal, own_pids=lambda: pool.pids(Role.TASKS))
+    rebuilt = {"journal": journal.rebuilt_because, "result store": core.keeper.store.rebuilt_because}
+    for about, what in rebuilt.items():
+        if what:
+            log.warning("%s was rebuilt: %s", about, what)
+            core.problems[f"{about} (at start)"] = what
+
+    try:
+        requests = Requests(core, str(state_dir), runtime, os.getpid())
+        Supervisor(core, requests, runtime, pool, poller, config.service.grace_s).run()
+    finally:
+        core.keeper.store.close()
+        journal.close()
+        for lock in locks:
+            lock.release()
+    return 0
+
+
+if __name__ == "__main__":
+    from .config import load
+
+    raise SystemExit(serve(load()))

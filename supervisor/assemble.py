@@ -1,0 +1,72 @@
+"""Owns how a core is put together from a configuration: the same for the daemon and for the inline lane."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
+from ..ipc.counters import CounterFold
+from ..ipc.paths import RuntimePaths
+from ..ipc.store import ResultStore
+from .config import Config
+from .core import Core, CoreSettings
+from .journal import Journal
+from .monitor import Monitor
+from .popularity import Popularity
+from .queue import Queue
+from .results import CachePolicy, ResultKeeper
+
+
+def core_settings(
+    config: Config,
+    lane: str = "daemon",
+    *,
+    is_auto_scheduling: bool | None = None,
+    check_interval_s: float | None = None,
+) -> CoreSettings:
+    """Return what the core needs of `config`; arguments that are not None go before it."""
+    return CoreSettings(
+        worker=config.worker_settings(),
+        limits=config.limits(),
+        zone=config.zone(),
+        lane=lane,
+        min_frequency=config.cache.min_frequency,
+        check_interval_s=config.service.check_interval_s if check_interval_s is None else check_interval_s,
+        is_auto_scheduling=config.schedule.auto if is_auto_scheduling is None else is_auto_scheduling,
+        collections=tuple(config.schedule.collections),
+    )
+
+
+def make_core(
+    config: Config,
+    settings: CoreSettings,
+    runtime: RuntimePaths,
+    journal: Journal,
+    *,
+    own_pids: Callable[[], list[int]],
+) -> Core:
+    """Join queue, popularity, result store and monitor into a core: for the daemon and for the inline lane."""
+    popularity = Popularity()
+    policy = CachePolicy(ttl_s=config.cache.ttl_hours * 3600, max_entries=config.cache.max_cached_queries)
+    store = ResultStore(runtime.results, capacity=policy.max_entries)
+    return Core(
+        settings,
+        journal,
+        Queue(config.queue_policy()),
+        popularity,
+        ResultKeeper(store, CounterFold(runtime.readers), popularity, policy),
+        Monitor(),
+        own_pids=own_pids,
+        local_hour=lambda now: local_hour(settings.zone, now),
+        jitter=random.SystemRandom().random,  # spreads retries; no result depends on it
+        started_at=time.time(),
+    )
+
+
+def local_hour(zone: ZoneInfo, now: float) -> float:
+    """Return the hour of the day in `zone` as a number, 13.5 for half past one in the afternoon."""
+    at = datetime.fromtimestamp(now, zone)
+    return at.hour + at.minute / 60 + at.second / 3600

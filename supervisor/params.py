@@ -1,0 +1,95 @@
+"""Owns which parameters a task takes, and which queries it is given. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from ..ipc.errors import InvalidArgument
+from ..ipc.query import query_hash
+from ..ipc.records import QueryJob, QueryRecord, TaskType
+
+SCOPES = ("popular", "all")
+
+ALL_QUERIES = 1000  # what "all" is bounded by: the size of the result store
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(text, str) and text.strip() for text in value)
+
+
+def _is_scope(value: Any) -> bool:
+    return value in SCOPES
+
+
+_Check = tuple[Callable[[Any], bool], str]
+
+_FLAG: _Check = (_is_flag, "true or false")
+_COUNT: _Check = (_is_count, "a whole number above 0")
+_TEXTS: _Check = (_is_texts, "a list of non-empty texts")
+_SCOPE: _Check = (_is_scope, " or ".join(SCOPES))
+
+ACCEPTED: Mapping[TaskType, Mapping[str, _Check]] = {
+    TaskType.REINDEX: {"force_rebuild": _FLAG},
+    TaskType.RERANK: {"max_queries": _COUNT, "queries": _TEXTS, "scope": _SCOPE},
+    TaskType.WARM: {"max_queries": _COUNT, "queries": _TEXTS, "force_refresh": _FLAG},
+}
+
+
+def check_params(task_type: TaskType, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `params` if `task_type` takes them. Raises InvalidArgument that names the key and what it accepts."""
+    accepted = ACCEPTED[task_type]
+    for key, value in params.items():
+        if key not in accepted:
+            raise InvalidArgument(f"a {task_type.value} task has no parameter {key!r}: it takes {', '.join(accepted)}")
+        is_valid, wanted = accepted[key]
+        if not is_valid(value):
+            raise InvalidArgument(f"parameter {key!r} of a {task_type.value} task must be {wanted}, not {value!r}")
+    return dict(params)
+
+
+def params_of_schedule(task_type: TaskType, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a schedule's metadata that is parameters of its task; the rest is the user's own."""
+    return {key: metadata[key] for key, (is_valid, _) in ACCEPTED[task_type].items() if is_valid(metadata.get(key))}
+
+
+def jobs_for(
+    task_type: TaskType,
+    collection: str,
+    params: Mapping[str, Any],
+    popular: Callable[[int, int], Iterable[QueryRecord]],
+    judgments: Mapping[str, tuple[str, Mapping[str, float]]],
+    *,
+    max_queries: int,
+    min_frequency: int,
+    is_cached: Callable[[str], bool],
+) -> tuple[QueryJob, ...]:
+    """Return the queries a task works on, most popular first, each with its judgments.
+
+    `popular(limit, min_frequency)` lists queries of the collection; `judgments` maps a query's hash to its text and
+    grades. A re-index gets the judged queries, to measure what it changed. A warm task leaves out what `is_cached`.
+    """
+
+    def job(text: str, weight: float = 1.0) -> QueryJob:
+        _, grades = judgments.get(query_hash(text, collection), ("", {}))
+        return QueryJob(text=text, weight=weight, judgments=dict(grades))
+
+    if task_type is TaskType.REINDEX:
+        return tuple(job(text) for text, _ in judgments.values())
+    if (texts := params.get("queries")) is not None:
+        found = [job(text) for text in texts]
+    else:
+        is_all = params.get("scope") == "all"
+        limit = params.get("max_queries") or (ALL_QUERIES if is_all else max_queries)
+        found = [job(q.query_text, q.popularity) for q in popular(limit, 1 if is_all else min_frequency)]
+    if task_type is TaskType.WARM and not params.get("force_refresh"):
+        found = [one for one in found if not is_cached(one.text)]
+    return tuple(found)

@@ -1,0 +1,224 @@
+"""Owns what each request of ipc/messages.py does to the core and what it is answered with."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from .. import __version__
+from ..ipc import messages as m
+from ..ipc.errors import InvalidArgument, MorganError, TaskNotFound
+from ..ipc.paths import RuntimePaths
+from ..ipc.query import query_hash
+from ..ipc.records import ScheduleRecord, TaskRecord, TaskStatus
+from . import scheduler
+from .core import Core
+from .params import check_params
+from .state import ReplyTo, Waiter
+from .status import activity, execution_stats, resources, service_status
+
+MAX_ROWS = 1000  # of any list in one reply
+MAX_WAIT_S = 60.0  # of a long poll: the client asks again
+
+
+class Requests:
+    """Answers requests. `handle` never raises on what a client sent: a MorganError becomes a Failure."""
+
+    def __init__(self, core: Core, state_dir: str, runtime: RuntimePaths, pid: int) -> None:
+        self._core, self._state_dir, self._runtime, self._pid = core, state_dir, runtime, pid
+        self.is_shutdown_asked = False
+
+    def handle(self, request: m.Request, reply_to: ReplyTo, now: float) -> m.Reply | None:
+        """Return the reply, or None where it comes later (a long poll) or is not wanted (rid 0)."""
+        try:
+            reply = self._answer(request, reply_to, now)
+        except MorganError as error:
+            reply = m.Failure(rid=request.rid, code=error.code, message=str(error))
+        return reply if request.rid else None
+
+    def _answer(self, request: m.Request, reply_to: ReplyTo, now: float) -> m.Reply | None:  # noqa: PLR0911, PLR0912, PLR0915 - one case a request
+        core, rid = self._core, request.rid
+        match request:
+            case m.Hello():
+                return m.Welcome(
+                    rid=rid,
+                    pid=self._pid,
+                    version=__version__,
+                    state_dir=self._state_dir,
+                    results_path=str(self._runtime.results),
+                    readers_dir=str(self._runtime.readers),
+                    owner_socket=str(self._runtime.owner),
+                )
+            case m.Status():
+                core.sample_if_stale(now)
+                return m.Report(rid=rid, report=service_status(core, now, self._pid))
+            case m.Activity():
+                return m.Report(rid=rid, report=activity(core, _bounded(request.limit), now))
+            case m.Resources():
+                core.sample_if_stale(now)
+                return m.Report(rid=rid, report=resources(core))
+            case m.CacheStats():
+                core.keeper.collect_counts(now)
+                return m.Report(rid=rid, report=core.keeper.stats(now))
+            case m.ExecutionStats():
+                return m.Report(rid=rid, report=execution_stats(core))
+            case m.Submit():
+                return self._submit(request, now)
+            case m.GetTask():
+                return self._get_task(request, reply_to, now)
+            case m.ListTasks():
+                status = _status(request.status)
+                found = core.journal.tasks(_bounded(request.limit), status)
+                return m.TaskList(rid=rid, tasks=tuple(core.with_reason(record, now) for record in found))
+            case m.CancelTask():
+                return self._cancel(request, now)
+            case m.Requeue():
+                record = self._known(request.task_id)
+                core.changed(core.queue.requeue(record, now))
+                return m.Done(rid=rid)
+            case m.Pause():
+                core.queue.pause(request.collection)
+                core.journal.set_paused(core.queue.paused)
+                for running in core.queue.running(request.collection):
+                    core.stop_running(running, is_cancelled=False)
+                return m.Done(rid=rid)
+            case m.Resume():
+                core.queue.resume(request.collection)
+                core.journal.set_paused(core.queue.paused)
+                return m.Done(rid=rid)
+            case m.AddSchedule():
+                return self._add_schedule(request, now)
+            case m.ListSchedules():
+                rows = sorted(core.schedules.values(), key=lambda schedule: schedule.next_run_at)
+                due = {s.task_id for s in scheduler.due(rows, now)} if request.only_due else None
+                return m.ScheduleList(rid=rid, schedules=tuple(s for s in rows if due is None or s.task_id in due))
+            case m.RemoveSchedule():
+                self._schedule(request.task_id)
+                del core.schedules[request.task_id]
+                core.journal.remove_schedule(request.task_id)
+                return m.Done(rid=rid)
+            case m.MarkScheduleCompleted():
+                schedule = self._schedule(request.task_id)
+                core.save_schedule(scheduler.advance(schedule, now, core.settings.zone, has_run=True))
+                return m.Done(rid=rid)
+            case m.Track():
+                core.search_seen()
+                key = core.popularity.track(request.query, request.collection, request.scope, request.response_s, now)
+                return m.Tracked(rid=rid, query_hash=key)
+            case m.ListQueries():
+                found_queries = core.popularity.popular(
+                    now, request.collection, _bounded(request.limit), request.min_frequency
+                )
+                return m.QueryList(rid=rid, queries=tuple(found_queries))
+            case m.Feedback():
+                return self._feedback(request, now)
+            case m.Publish():
+                core.keeper.put(request.result, now, request.ttl_s)
+                return m.Done(rid=rid)
+            case m.Invalidate():
+                return m.Done(rid=rid, count=core.keeper.invalidate(request.collection, request.pattern))
+            case m.ListExecutions():
+                rows_run = core.journal.executions(_bounded(request.limit), only_measured=request.only_measured)
+                return m.ExecutionList(rid=rid, executions=tuple(rows_run))
+            case m.Shutdown():
+                self.is_shutdown_asked = True
+                return m.Done(rid=rid)
+            case _:
+                assert_never(request)
+
+    def _submit(self, request: m.Submit, now: float) -> m.Reply:
+        core = self._core
+        task_type = scheduler.parse_task_type(request.task_type)
+        params = check_params(task_type, request.params)
+        record, is_new = core.queue.submit(
+            task_type,
+            _collection(request.collection),
+            params,
+            now=now,
+            priority=request.priority,
+            is_forced=request.is_forced,
+            salt=core.salt(),
+        )
+        core.changed(record)
+        core.sample_if_stale(now)
+        if is_new and request.run_or_skip and not request.is_forced and not core.decision.is_admitting:
+            core.ended(core.queue.skip(record.task_id, core.decision.reason, now), now)
+        return m.Submitted(rid=request.rid, task_id=record.task_id, is_new=is_new)
+
+    def _get_task(self, request: m.GetTask, reply_to: ReplyTo, now: float) -> m.Reply | None:
+        record = self._known(request.task_id)
+        if request.wait_s <= 0 or record.version > request.seen or record.status.is_final:
+            return m.TaskReply(rid=request.rid, task=self._core.with_reason(record, now))
+        deadline_at = now + min(request.wait_s, MAX_WAIT_S)
+        self._core.wait_for(Waiter(reply_to, request.rid, request.task_id, request.seen, deadline_at))
+        return None
+
+    def _cancel(self, request: m.CancelTask, now: float) -> m.Reply:
+        core = self._core
+        record = self._known(request.task_id)
+        if record.status.is_final:
+            return m.Done(rid=request.rid, count=0)
+        if record.status is TaskStatus.RUNNING:
+            core.stop_running(record, is_cancelled=True)
+        else:
+            core.ended(core.queue.cancel(record.task_id, now), now)
+        return m.Done(rid=request.rid)
+
+    def _add_schedule(self, request: m.AddSchedule, now: float) -> m.Reply:
+        core = self._core
+        task_type = scheduler.parse_task_type(request.task_type)
+        frequency = scheduler.parse_frequency(request.frequency)
+        collection = _collection(request.collection)
+        schedule = ScheduleRecord(
+            task_id=scheduler.schedule_id(task_type, collection, core.salt()),
+            task_type=task_type,
+            collection=collection,
+            frequency=frequency,
+            next_run_at=scheduler.next_run(frequency, now, core.settings.zone),
+            metadata=request.metadata,
+        )
+        core.save_schedule(schedule)
+        return m.ScheduleList(rid=request.rid, schedules=(schedule,))
+
+    def _feedback(self, request: m.Feedback, now: float) -> m.Reply:
+        if not request.document_id or request.relevance < 0:
+            raise InvalidArgument("feedback needs a document_id and a relevance of 0 (irrelevant) or more")
+        key = query_hash(request.query, request.collection)
+        self._core.journal.add_judgment(
+            key, request.query, request.collection, request.document_id, request.relevance, now
+        )
+        return m.Done(rid=request.rid)
+
+    def _known(self, task_id: str) -> TaskRecord:
+        record = self._core.find_task(task_id)
+        if record is None:
+            raise TaskNotFound(f"no task {task_id!r}: `morgan-background tasks list` shows the known ones")
+        return record
+
+    def _schedule(self, task_id: str) -> ScheduleRecord:
+        try:
+            return self._core.schedules[task_id]
+        except KeyError:
+            raise TaskNotFound(
+                f"no schedule {task_id!r}: `morgan-background schedule list` shows the known ones"
+            ) from None
+
+
+def _bounded(limit: int) -> int:
+    if limit < 0:
+        raise InvalidArgument(f"limit must be 0 or more, not {limit}")
+    return min(limit, MAX_ROWS)
+
+
+def _collection(name: str) -> str:
+    if not name or len(name) > 255 or "/" in name or "\0" in name:
+        raise InvalidArgument(f"{name!r} cannot be a collection's name: 1 to 255 characters without '/'")
+    return name
+
+
+def _status(value: str | None) -> TaskStatus | None:
+    if value is None:
+        return None
+    try:
+        return TaskStatus(value)
+    except ValueError:
+        raise InvalidArgument(f"no status {value!r}: one of {', '.join(s.value for s in TaskStatus)}") from None

@@ -1,0 +1,146 @@
+"""Owns what the service says of itself: the maps behind `status`, `activity` and the statistics. Changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..ipc.records import ExecutionRecord, QueryRecord, TaskStatus
+from .core import Core
+
+
+def resources(core: Core) -> dict[str, Any]:
+    """Return readings and budget; shares are 0..1 of the whole machine."""
+    readings, decision = core.readings, core.decision
+    if not readings.is_plausible:  # spec-notes: a failed reading counts as a busy machine
+        cpu_usage = memory_usage = 1.0
+    else:
+        cpu_usage = min((readings.own_cpu_permille + readings.others_cpu_permille) / 1000, 1.0)
+        memory_usage = readings.memory_used_permille / 1000
+    return {
+        "cpu_usage": cpu_usage,
+        "memory_usage": memory_usage,
+        "can_run_task": decision.is_admitting,
+        "active_hours": core.is_active_hours,
+        "own_cpu": readings.own_cpu_permille / 1000,
+        "others_cpu": readings.others_cpu_permille / 1000,
+        "budget": decision.budget_permille / 1000,
+        "reason": decision.reason,
+        "cpus": readings.cpus,
+    }
+
+
+def execution_stats(core: Core) -> dict[str, Any]:
+    """Return totals over all executions ever. `success_rate` is of those that ran; `average_improvement` of measured ones."""
+    totals = core.journal.execution_totals()
+    ran = totals["completed"] + totals["failed"]
+    measured = totals["improvement_count"]
+    return {
+        "total_executions": totals["total"],
+        "completed": totals["completed"],
+        "failed": totals["failed"],
+        "skipped": totals["skipped"],
+        "cancelled": totals["cancelled"],
+        "success_rate": totals["completed"] / ran if ran else 0.0,
+        "average_improvement": totals["improvement_sum"] / measured if measured else 0.0,
+        "measured_executions": measured,
+    }
+
+
+def service_status(core: Core, now: float, pid: int) -> dict[str, Any]:
+    """Return the keys of `BackgroundProcessingService.get_service_status`, times in Unix seconds."""
+    open_tasks = core.queue.open()
+    pending = [task for task in open_tasks if task.status is TaskStatus.PENDING]
+    core.keeper.collect_counts(now)
+    return {
+        "service_running": not core.is_draining,
+        "lane": core.settings.lane,
+        "pid": pid,
+        "uptime_s": now - core.started_at,
+        "last_check": core.last_check_at,
+        "resources": resources(core),
+        "execution": execution_stats(core),
+        "cache": core.keeper.stats(now),
+        "scheduled_tasks": len(core.schedules),
+        "tasks": {"pending": len(pending), "running": len(open_tasks) - len(pending)},
+        "running": [
+            {
+                "task_id": task.task_id,
+                "done": task.progress.done,
+                "total": task.progress.total,
+                "note": task.progress.note,
+                "eta_s": task.progress.eta_s,
+            }
+            for task in open_tasks
+            if task.status is TaskStatus.RUNNING
+        ],
+        "waiting": [{"task_id": task.task_id, "why": core.why_waiting(task, now)} for task in pending],
+        "workers": [
+            {
+                "index": worker.index,
+                "role": worker.role.value,
+                "pid": worker.pid,
+                "state": "busy" if worker.task_id else "ready" if worker.is_started else "starting",
+                "task_id": worker.task_id,
+            }
+            for worker in core.workers.values()
+        ],
+        "paused": list(core.queue.paused),
+        "store": _store(core),
+        "problems": [f"{about}: {what}" for about, what in core.problems.items()],
+    }
+
+
+def _store(core: Core) -> dict[str, Any]:
+    store = core.settings.worker.store
+    if core.settings.lane == "inline":
+        return {"kind": "live client", "where": "in the calling process"}
+    if store.is_embedded:
+        return {"kind": "embedded", "where": store.path}
+    return {"kind": "server", "where": store.url}
+
+
+def activity(core: Core, limit: int, now: float) -> dict[str, Any]:
+    """Return the keys of `BackgroundProcessingService.get_recent_activity`."""
+    return {
+        "executions": [execution_row(e) for e in core.journal.executions(limit)],
+        "quality_trends": [trend_row(e) for e in core.journal.executions(limit, only_measured=True)],
+        "popular_queries": [query_row(q) for q in core.popularity.popular(now, None, limit, 1)],
+    }
+
+
+def execution_row(e: ExecutionRecord) -> dict[str, Any]:
+    return {
+        "task_id": e.task_id,
+        "task_type": e.task_type.value,
+        "collection_name": e.collection,
+        "status": e.status.value,
+        "started_at": e.started_at,
+        "completed_at": e.completed_at,
+        "cpu_s": e.cpu_s,
+        "error_message": e.error_message,
+    }
+
+
+def trend_row(e: ExecutionRecord) -> dict[str, Any]:
+    before, after = e.before_score or 0.0, e.after_score or 0.0
+    return {
+        "task_id": e.task_id,
+        "task_type": e.task_type.value,
+        "collection_name": e.collection,
+        "metric": e.metric,
+        "before_score": before,
+        "after_score": after,
+        "improvement": after - before,
+        "measurement_time": e.completed_at,
+    }
+
+
+def query_row(q: QueryRecord) -> dict[str, Any]:
+    return {
+        "query": q.query_text,
+        "collection_name": q.collection,
+        "access_count": q.access_count,
+        "popularity": q.popularity,
+        "average_response_time": q.total_response_s / q.timed_count if q.timed_count else 0.0,
+        "last_accessed": q.last_accessed_at,
+    }

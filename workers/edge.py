@@ -1,0 +1,272 @@
+"""Owns the embedded store: Qdrant's engine in this process (the only import of qdrant_edge), one shard a collection.
+
+    PATH/lock   PATH/catalog.json   PATH/shards/NAME-N/
+
+One process at a time opens it. `optimize` of the engine holds the GIL and is not called while serving.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..ipc.errors import InvalidArgument, StoreLocked, StoreUnavailable
+from ..ipc.records import CollectionInfo, Hit, Point, PointId
+from .catalog import Catalog, Entry
+from .fingerprint import fingerprint
+from .names import check_distance, check_vectors, not_found, vector_of
+from .vectors import STAMP_KEY, Rewrite, Vectors
+
+log = logging.getLogger(__name__)
+
+
+class EdgeStore:
+    """A VectorStore in the folder `path`. Raises StoreLocked while another process has it open.
+
+    Writes are durable on return: the engine's write-ahead log survives SIGKILL, and `flush` on close orders it to disk.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import qdrant_edge
+        except ImportError as error:
+            raise StoreUnavailable(
+                f"the embedded store needs qdrant-edge-py ({error}): pip install 'morgan-background[qdrant]'"
+            ) from error
+        self._edge: Any = qdrant_edge
+        self._path = path
+        (path / "shards").mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = _lock(path / "lock")
+        try:
+            self._catalog = Catalog(path / "catalog.json")
+            self._remove_orphans()
+        except BaseException:
+            os.close(self._lock)
+            raise
+        self._shards: dict[str, Any] = {}
+
+    def _remove_orphans(self) -> None:
+        """Remove shard folders that no collection has: what a crash left between their creation and the catalog."""
+        known = {entry.folder for entry in self._catalog.contents.collections.values()}
+        for folder in (self._path / "shards").iterdir():
+            if folder.name not in known:
+                log.warning("removing %s: no collection has it", folder)
+                shutil.rmtree(folder)
+
+    def _open(self, name: str) -> tuple[Any, CollectionInfo]:
+        """Return the shard and the description of a collection, by name or alias."""
+        real = self._catalog.resolve(name)
+        if real is None:
+            raise not_found(name, self._catalog.names())
+        entry = self._catalog.contents.collections[real]
+        if real not in self._shards:
+            self._shards[real] = self._edge.EdgeShard.load(str(self._path / "shards" / entry.folder))
+        shard = self._shards[real]
+        info = CollectionInfo(
+            name=real,
+            points=shard.count(self._edge.CountRequest(exact=True)),
+            vector_size=entry.vector_size,
+            distance=entry.distance,
+            vector_name=entry.vector_name,
+            aliases=self._catalog.aliases_of(real),
+        )
+        return shard, info
+
+    # --- collections --------------------------------------------------------------------------------------------------
+
+    def collections(self) -> list[CollectionInfo]:
+        return [self._open(name)[1] for name in sorted(self._catalog.contents.collections)]
+
+    def info(self, name: str) -> CollectionInfo:
+        return self._open(name)[1]
+
+    def create(self, name: str, vector_size: int, *, distance: str = "cosine", vector_name: str = "") -> CollectionInfo:
+        check_distance(distance)
+        if vector_size < 1 or not name:
+            raise InvalidArgument(f"a collection needs a name and a vector size above 0, not {name!r}, {vector_size}")
+        folder = uuid.uuid4().hex
+        params = self._edge.EdgeVectorParams(
+            size=vector_size, distance=getattr(self._edge.Distance, distance.capitalize())
+        )
+        entry = Entry(folder=folder, vector_size=vector_size, distance=distance, vector_name=vector_name)
+        if name in self._catalog.names():
+            self._catalog.add(name, entry)  # raises, before anything is made
+        config = self._edge.EdgeConfig(vectors={vector_name: params} if vector_name else params)
+        shard = self._edge.EdgeShard.create(str(self._path / "shards" / folder), config)
+        self._catalog.add(name, entry)
+        self._shards[name] = shard
+        return self.info(name)
+
+    def drop(self, name: str) -> None:
+        if name in self._catalog.contents.aliases:
+            raise InvalidArgument(f"{name!r} is an alias: drop the collection it points at")
+        if name not in self._catalog.contents.collections:
+            raise not_found(name, self._catalog.names())
+        entry = self._catalog.contents.collections[name]
+        self._catalog.remove(name)
+        if (shard := self._shards.pop(name, None)) is not None:
+            shard.close()
+        shutil.rmtree(self._path / "shards" / entry.folder)
+
+    def set_alias(self, alias: str, name: str) -> None:
+        real = self._catalog.resolve(name)
+        if real is None:
+            raise not_found(name, self._catalog.names())
+        self._catalog.point(alias, real)
+
+    # --- points -------------------------------------------------------------------------------------------------------
+
+    def scroll(
+        self, name: str, *, after: PointId | None = None, limit: int = 64, with_vectors: bool = False
+    ) -> tuple[list[Point], PointId | None]:
+        shard, info = self._open(name)
+        request = self._edge.ScrollRequest(
+            offset=_native(after) if after is not None else None,
+            limit=limit,
+            with_payload=True,
+            with_vector=with_vectors,
+        )
+        records, next_id = shard.scroll(request)
+        return [_point(r, info) for r in records], None if next_id is None else _id(next_id)
+
+    def fetch(self, name: str, ids: Sequence[PointId], *, with_vectors: bool = False) -> list[Point]:
+        shard, info = self._open(name)
+        records = shard.retrieve([_native(i) for i in ids], with_payload=True, with_vector=with_vectors)
+        return [_point(record, info) for record in records]
+
+    def search(
+        self,
+        name: str,
+        vectors: Vectors,
+        *,
+        limit: int = 10,
+        query_filter: Mapping[str, Any] | None = None,
+        exact: bool = False,
+    ) -> list[list[Hit]]:
+        shard, info = self._open(name)
+        check_vectors(info, vectors)
+        edge = self._edge
+        requests = [
+            edge.QueryRequest(
+                query=edge.Query.Nearest(vector.tolist(), using=info.vector_name or None),
+                filter=self._filter(query_filter),
+                limit=limit,
+                with_payload=True,
+                params=edge.SearchParams(exact=exact),
+            )
+            for vector in vectors
+        ]
+        found = shard.query_batch(edge.QueryBatchRequest(requests))
+        return [[Hit(id=_id(p.id), score=p.score, payload=p.payload or {}) for p in points] for points in found]
+
+    def _filter(self, wanted: Mapping[str, Any] | None) -> Any:
+        if not wanted:
+            return None
+        edge = self._edge
+        conditions = [
+            edge.FieldCondition(
+                key, match=edge.MatchAny(list(value)) if isinstance(value, list | tuple) else edge.MatchValue(value)
+            )
+            for key, value in wanted.items()
+        ]
+        return edge.Filter(must=conditions)
+
+    def upsert(self, name: str, points: Sequence[Point]) -> None:
+        shard, info = self._open(name)
+        # every point is checked before any is written: a batch is written whole or not at all
+        rows = [(_native(point.id), vector_of(point, info).tolist(), point.payload) for point in points]
+        named = info.vector_name
+        native = [self._edge.Point(i, {named: v} if named else v, payload) for i, v, payload in rows]
+        if native:
+            shard.update(self._edge.UpdateOperation.upsert_points(native))
+
+    def delete(self, name: str, ids: Sequence[PointId]) -> None:
+        shard, _ = self._open(name)
+        if ids:
+            shard.update(self._edge.UpdateOperation.delete_points([_native(i) for i in ids]))
+
+    def rewrite(self, name: str, rewrites: Sequence[Rewrite]) -> int:
+        """See VectorStore. Atomic against all other writers: they pass through this one process, one call at a time."""
+        shard, info = self._open(name)
+        held = {point.id: point.payload for point in self.fetch(name, [one.id for one in rewrites])}
+        fresh = [
+            one
+            for one in rewrites
+            if isinstance(text := held.get(one.id, {}).get(one.text_field), str)
+            and fingerprint(text) == one.text_fingerprint
+        ]
+        if not fresh:
+            return 0
+        for one in fresh:
+            check_vectors(info, one.vector[None, :])
+        edge, named = self._edge, info.vector_name
+        # One upsert a point, vector and stamp together: killed between two operations, a vector would have no stamp.
+        points = [
+            edge.Point(
+                _native(one.id),
+                {named: one.vector.tolist()} if named else one.vector.tolist(),
+                held[one.id] | {STAMP_KEY: dict(one.stamp)},
+            )
+            for one in fresh
+        ]
+        if named:  # other named vectors of the point must stay: the upsert would replace them
+            shard.update(
+                edge.UpdateOperation.update_vectors(
+                    [edge.PointVectors(_native(one.id), {named: one.vector.tolist()}) for one in fresh]
+                )
+            )
+            for one in fresh:
+                shard.update(edge.UpdateOperation.set_payload([_native(one.id)], {STAMP_KEY: dict(one.stamp)}))
+        else:
+            shard.update(edge.UpdateOperation.upsert_points(points, update_mode=edge.UpdateMode.UpdateOnly))
+        return len(fresh)
+
+    def close(self) -> None:
+        for shard in self._shards.values():
+            shard.flush()
+            shard.close()
+        self._shards = {}
+        os.close(self._lock)
+
+
+def _lock(path: Path) -> int:
+    fd = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise StoreLocked(
+            f"another process has the embedded store {path.parent} open: use it through that service's Client,"
+            " or stop it (`morgan-background stop`)"
+        ) from None
+    return fd
+
+
+def _native(point_id: PointId) -> int | uuid.UUID:
+    """Return an id as the engine takes it. Raises InvalidArgument for text that is no UUID."""
+    if isinstance(point_id, int):
+        return point_id
+    try:
+        return uuid.UUID(point_id)
+    except ValueError:
+        raise InvalidArgument(f"a point's id is a whole number or a UUID, not {point_id!r}") from None
+
+
+def _id(native: Any) -> PointId:
+    return native if isinstance(native, int) else str(native)
+
+
+def _point(record: Any, info: CollectionInfo) -> Point:
+    vector = record.vector
+    if isinstance(vector, dict):
+        vector = vector.get(info.vector_name)
+    packed = None if vector is None else np.asarray(vector, dtype="<f4").tobytes()
+    return Point(id=_id(record.id), payload=record.payload or {}, vector=packed)

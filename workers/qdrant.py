@@ -1,0 +1,299 @@
+"""Owns the store behind a qdrant-client (the only import of qdrant_client): a server by url, or a live object handed in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+
+from ..ipc.errors import InvalidArgument, StoreUnavailable
+from ..ipc.records import CollectionInfo, Hit, Point, PointId
+from ..ipc.settings import Secret, StoreSettings
+from .fingerprint import fingerprint
+from .names import check_distance, check_vectors, not_found, taken, vector_of
+from .vectors import STAMP_KEY, Rewrite, Vectors
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _reachable(method: Callable[P, T]) -> Callable[P, T]:
+    """Turn what qdrant-client raises for a server that does not answer into StoreUnavailable, without its key."""
+
+    @wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        import httpx
+        from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
+
+        where = getattr(args[0], "where", "the vector store")
+        try:
+            return method(*args, **kwargs)
+        except (ResponseHandlingException, httpx.HTTPError, ConnectionError, TimeoutError) as error:
+            raise StoreUnavailable(
+                f"Qdrant at {where} does not answer ({type(error).__name__}): check that it runs; tasks wait for it"
+            ) from error
+        except UnexpectedResponse as error:
+            if error.status_code is not None and error.status_code >= 500:
+                raise StoreUnavailable(f"Qdrant at {where} answered with status {error.status_code}") from error
+            if error.status_code in (401, 403):
+                raise InvalidArgument(f"Qdrant at {where} refused the API key: correct [store] api_key") from error
+            raise
+
+    return call
+
+
+class QdrantStore:
+    """A VectorStore over a QdrantClient. The client stays its creator's: `close` closes it only for `connect`'s."""
+
+    def __init__(self, client: Any, *, where: str = "the given client", is_own: bool = False) -> None:
+        self._client, self.where, self._is_own = client, where, is_own
+
+    def _names(self) -> list[str]:
+        names = [one.name for one in self._client.get_collections().collections]
+        return names + [one.alias_name for one in self._client.get_aliases().aliases]
+
+    # --- collections --------------------------------------------------------------------------------------------------
+
+    @_reachable
+    def collections(self) -> list[CollectionInfo]:
+        return [self.info(one.name) for one in self._client.get_collections().collections]
+
+    @_reachable
+    def info(self, name: str) -> CollectionInfo:
+        aliases = {one.alias_name: one.collection_name for one in self._client.get_aliases().aliases}
+        real = aliases.get(name, name)
+        if not self._client.collection_exists(real):
+            raise not_found(name, self._names())
+        described = self._client.get_collection(real)
+        vectors = described.config.params.vectors
+        vector_name = ""
+        if isinstance(vectors, Mapping):  # named vectors: the configured one is chosen by the settings, else the first
+            if not vectors:
+                raise InvalidArgument(f"{name!r} has no dense vectors")
+            vector_name, vectors = next(iter(vectors.items()))
+        return CollectionInfo(
+            name=real,
+            points=described.points_count or 0,
+            vector_size=vectors.size,
+            distance=str(vectors.distance.value).lower(),
+            vector_name=vector_name,
+            aliases=tuple(sorted(alias for alias, target in aliases.items() if target == real)),
+        )
+
+    @_reachable
+    def create(self, name: str, vector_size: int, *, distance: str = "cosine", vector_name: str = "") -> CollectionInfo:
+        from qdrant_client import models
+
+        check_distance(distance)
+        if vector_size < 1 or not name:
+            raise InvalidArgument(f"a collection needs a name and a vector size above 0, not {name!r}, {vector_size}")
+        if name in self._names():
+            raise taken(name)
+        params = models.VectorParams(size=vector_size, distance=getattr(models.Distance, distance.upper()))
+        self._client.create_collection(name, vectors_config={vector_name: params} if vector_name else params)
+        return self.info(name)
+
+    @_reachable
+    def drop(self, name: str) -> None:
+        if self.info(name).name != name:
+            raise InvalidArgument(f"{name!r} is an alias: drop the collection it points at")
+        self._client.delete_collection(name)
+
+    @_reachable
+    def set_alias(self, alias: str, name: str) -> None:
+        from qdrant_client import models
+
+        real = self.info(name).name
+        if self._client.collection_exists(alias) and alias not in self._aliases():
+            raise taken(alias)
+        operations: list[Any] = []
+        if alias in self._aliases():
+            operations.append(models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias)))
+        create = models.CreateAlias(collection_name=real, alias_name=alias)
+        operations.append(models.CreateAliasOperation(create_alias=create))
+        self._client.update_collection_aliases(change_aliases_operations=operations)  # one atomic request
+
+    def _aliases(self) -> set[str]:
+        return {one.alias_name for one in self._client.get_aliases().aliases}
+
+    # --- points -------------------------------------------------------------------------------------------------------
+
+    @_reachable
+    def scroll(
+        self, name: str, *, after: PointId | None = None, limit: int = 64, with_vectors: bool = False
+    ) -> tuple[list[Point], PointId | None]:
+        info = self.info(name)
+        records, next_id = self._client.scroll(
+            info.name, offset=after, limit=limit, with_payload=True, with_vectors=with_vectors
+        )
+        return [_point(record, info) for record in records], next_id
+
+    @_reachable
+    def fetch(self, name: str, ids: Sequence[PointId], *, with_vectors: bool = False) -> list[Point]:
+        info = self.info(name)
+        records = self._client.retrieve(info.name, ids=list(ids), with_payload=True, with_vectors=with_vectors)
+        return [_point(record, info) for record in records]
+
+    @_reachable
+    def search(
+        self,
+        name: str,
+        vectors: Vectors,
+        *,
+        limit: int = 10,
+        query_filter: Mapping[str, Any] | None = None,
+        exact: bool = False,
+    ) -> list[list[Hit]]:
+        from qdrant_client import models
+
+        info = self.info(name)
+        check_vectors(info, vectors)
+        requests = [
+            models.QueryRequest(
+                query=vector.tolist(),
+                using=info.vector_name or None,
+                filter=_filter(query_filter),
+                limit=limit,
+                with_payload=True,
+                params=models.SearchParams(exact=exact),
+            )
+            for vector in vectors
+        ]
+        if not requests:
+            return []
+        answers = self._client.query_batch_points(info.name, requests=requests)
+        return [[Hit(id=p.id, score=p.score, payload=p.payload or {}) for p in one.points] for one in answers]
+
+    @_reachable
+    def upsert(self, name: str, points: Sequence[Point]) -> None:
+        from qdrant_client import models
+
+        info = self.info(name)
+        rows = [(point, vector_of(point, info).tolist()) for point in points]
+        named = info.vector_name
+        structs = [
+            models.PointStruct(id=point.id, vector={named: vector} if named else vector, payload=point.payload)
+            for point, vector in rows
+        ]
+        if structs:
+            self._client.upsert(info.name, points=structs, wait=True)
+
+    @_reachable
+    def delete(self, name: str, ids: Sequence[PointId]) -> None:
+        from qdrant_client import models
+
+        if ids:
+            self._client.delete(self.info(name).name, points_selector=models.PointIdsList(points=list(ids)), wait=True)
+
+    @_reachable
+    def rewrite(self, name: str, rewrites: Sequence[Rewrite]) -> int:
+        """See VectorStore. The texts are read again just before the write.
+
+        A write by the application between that read and ours keeps its text and payload (only the vector and the stamp
+        are written) and gets our vector of its older text; its stamp then does not match its text, so the next
+        re-index embeds it again.
+        """
+        from qdrant_client import models
+
+        info = self.info(name)
+        held = {point.id: point.payload for point in self.fetch(name, [one.id for one in rewrites])}
+        fresh = [
+            one
+            for one in rewrites
+            if isinstance(text := held.get(one.id, {}).get(one.text_field), str)
+            and fingerprint(text) == one.text_fingerprint
+        ]
+        if not fresh:
+            return 0
+        for one in fresh:
+            check_vectors(info, one.vector[None, :])
+        named = info.vector_name
+        self._client.update_vectors(
+            info.name,
+            points=[
+                models.PointVectors(id=one.id, vector={named: one.vector.tolist()} if named else one.vector.tolist())
+                for one in fresh
+            ],
+            wait=True,
+        )
+        # after the vectors: a crash between the two leaves an old stamp, and the point is embedded once more
+        self._client.batch_update_points(
+            info.name,
+            update_operations=[
+                models.SetPayloadOperation(
+                    set_payload=models.SetPayload(payload={STAMP_KEY: dict(one.stamp)}, points=[one.id])
+                )
+                for one in fresh
+            ],
+            wait=True,
+        )
+        return len(fresh)
+
+    def close(self) -> None:
+        if self._is_own:
+            self._client.close()
+
+
+def connect(settings: StoreSettings) -> QdrantStore:
+    """Return a store over a new client of the configured server. Connects at the first call."""
+    try:
+        from qdrant_client import QdrantClient
+    except ImportError as error:
+        raise StoreUnavailable(
+            f"a Qdrant server needs qdrant-client ({error}): pip install 'morgan-background[qdrant]'"
+        ) from error
+    options: dict[str, Any] = {
+        "url": settings.url,
+        "timeout": max(int(settings.timeout_s), 1),
+        "check_compatibility": False,
+    }
+    if settings.api_key:
+        options["api_key"] = settings.api_key.reveal()
+    return QdrantStore(QdrantClient(**options | settings.client_options), where=settings.url, is_own=True)
+
+
+def is_rebuildable(client: Any) -> bool:
+    """Say whether a client can be made again in another process: it names a server, not a folder or its own memory."""
+    options = getattr(client, "init_options", None)
+    return isinstance(options, Mapping) and bool(options.get("url") or options.get("host"))
+
+
+def settings_of(client: Any) -> StoreSettings:
+    """Return what is needed to make a rebuildable client again. Its API key is kept as a Secret."""
+    options = dict(client.init_options)
+    url = options.pop("url", None)
+    if not url:
+        scheme = "https" if options.get("https") else "http"
+        url = f"{scheme}://{options['host']}:{options.get('port') or 6333}"
+    return StoreSettings(
+        url=str(url),
+        api_key=Secret(options.get("api_key") or ""),
+        timeout_s=float(options.get("timeout") or 30.0),
+    )
+
+
+def _filter(wanted: Mapping[str, Any] | None) -> Any:
+    if not wanted:
+        return None
+    from qdrant_client import models
+
+    conditions: list[Any] = [
+        models.FieldCondition(
+            key=key,
+            match=models.MatchAny(any=list(value))
+            if isinstance(value, list | tuple)
+            else models.MatchValue(value=value),
+        )
+        for key, value in wanted.items()
+    ]
+    return models.Filter(must=conditions)
+
+
+def _point(record: Any, info: CollectionInfo) -> Point:
+    vector = record.vector
+    if isinstance(vector, Mapping):
+        vector = vector.get(info.vector_name)
+    packed = None if vector is None else np.asarray(vector, dtype="<f4").tobytes()
+    return Point(id=record.id, payload=record.payload or {}, vector=packed)

@@ -1,0 +1,107 @@
+"""Owns the rerank and the warm task: search and rerank the queries handed in, publish each result as it is ready."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from ..ipc.records import Hit, TaskProgress
+from .quality import ndcg
+from .reindexing import check_size
+from .search import K, compute
+from .task import Job, Outcome, Step, Steps, Tools
+
+QUERIES_PER_STEP = 4  # a step of some seconds on one core: 50 candidates of 250 tokens each
+
+
+class Checkpoint(msgspec.Struct):
+    """Where a rerank stands: queries done, and sums over them."""
+
+    done: int = 0
+    published: int = 0
+    without_results: int = 0
+    judged: int = 0
+    before_sum: float = 0.0
+    after_sum: float = 0.0
+    cost_s: float = 0.0  # CPU seconds of the queries
+    elapsed_s: float = 0.0
+
+
+def rerank(job: Job, tools: Tools) -> Steps:
+    """Rerank the queries of the job. Before and after are nDCG@10 of the vector search's and the reranker's order."""
+    at, info = msgspec.convert(job.checkpoint or {}, Checkpoint), tools.store.info(job.collection)
+    if not job.queries or info.points == 0:
+        reason = "no popular queries yet: searches are counted by track_query" if info.points else "empty collection"
+        return Outcome(result=_result(job, at, tools) | {"reason": reason}, is_skipped=True)
+    check_size(info, tools)
+    began_at, elapsed_before_s = tools.clock(), at.elapsed_s
+    settings = tools.settings.rerank
+    while at.done < len(job.queries):
+        chunk = job.queries[at.done : at.done + QUERIES_PER_STEP]
+        results = []
+        for query, result, candidates in compute(
+            chunk,
+            job.collection,
+            tools,
+            limit=settings.top_k,
+            candidates=settings.candidates,
+            is_reranked=True,
+        ):
+            if result is None:
+                at.without_results += 1
+                continue
+            results.append(result)
+            at.cost_s += result.cost_s
+            if query.judgments:
+                at.judged += 1
+                at.before_sum += ndcg(_ids(candidates), query.judgments, K)
+                at.after_sum += ndcg(result.ids, query.judgments, K)
+        at.done += len(chunk)
+        at.published += len(results)
+        at.elapsed_s = elapsed_before_s + tools.clock() - began_at
+        progress = TaskProgress(done=at.done, total=len(job.queries), note="reranking queries")
+        yield Step(progress, msgspec.to_builtins(at), tuple(results))
+    before, after = _means(at)
+    return Outcome(
+        result=_result(job, at, tools),
+        metric=f"nDCG@{K}" if at.judged else None,
+        before_score=before,
+        after_score=after,
+    )
+
+
+def warm(job: Job, tools: Tools) -> Steps:
+    """Compute what the cache lacks. The supervisor hands in only queries that are not cached (unless forced)."""
+    if not job.queries:
+        result = _result(job, Checkpoint(), tools) | {"reason": "every popular query is cached, or there is none"}
+        return Outcome(result=result, is_skipped=True)
+    return (yield from rerank(job, tools))
+
+
+def _ids(hits: Sequence[Hit]) -> list[int | str]:
+    return [hit.id for hit in hits]
+
+
+def _means(at: Checkpoint) -> tuple[float | None, float | None]:
+    return (at.before_sum / at.judged, at.after_sum / at.judged) if at.judged else (None, None)
+
+
+def _result(job: Job, at: Checkpoint, tools: Tools) -> dict[str, object]:
+    before, after = _means(at)
+    return {
+        "success": True,
+        "collection_name": job.collection,
+        "queries_processed": at.done,
+        "precomputed_count": at.published,
+        "queries_without_results": at.without_results,
+        "processing_time_seconds": at.elapsed_s,
+        "cpu_seconds_per_query": at.cost_s / at.published if at.published else 0.0,
+        "reranker": tools.reranker.name,
+        "judged_queries": at.judged,
+        "quality_metric": f"nDCG@{K}" if at.judged else None,
+        "quality_before": before,
+        "quality_after": after,
+        "quality_improvement": None if before is None or after is None else after - before,
+        "error_message": None,
+    }
