@@ -29,13 +29,8 @@ def main() -> int:
         level=os.environ.get("MORGAN_SERVICE_LOG_LEVEL", "info").upper(),
         format=f"%(asctime)s {args.role.value} {args.index} %(levelname)s %(message)s",
     )
-    if (
-        args.role is Role.TASKS
-    ):  # the owner answers applications: it is not in the background
-        log.info(
-            "in force: %s",
-            ", ".join(be_courteous(args.cpu)) or "nothing; the CPU budget alone",
-        )
+    if args.role is Role.TASKS:  # the owner answers applications: it is not in the background
+        log.info("in force: %s", ", ".join(be_courteous(args.cpu)) or "nothing; the CPU budget alone")
     link = Link(args.socket, args.role, args.index)
     command = link.wait(30.0)  # a supervisor answers Ready within one turn of its loop
     if not isinstance(command, Configure):
@@ -75,13 +70,7 @@ def run_tasks(link: Link, board: Board, command: Configure) -> None:
         )
 
     row = command.board_row
-    TaskWorker(
-        link,
-        make_tools,
-        TASKS,
-        duty=lambda: board.duty(row),
-        count_step=lambda: board.count_step(row),
-    ).serve()
+    TaskWorker(link, make_tools, TASKS, duty=lambda: board.duty(row), count_step=lambda: board.count_step(row)).serve()
 
 
 if __name__ == "__main__":

@@ -36,9 +36,7 @@ class Link:
         self._writer = writer
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, lambda *_: None)
-        signal.signal(
-            signal.SIGINT, signal.SIG_IGN
-        )  # Ctrl-C reaches the whole group; the supervisor drains us
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor drains us
         self.poller = zmq.Poller()
         self.poller.register(self._socket, zmq.POLLIN)
         self.poller.register(self._wake, zmq.POLLIN)

@@ -10,17 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from ..ipc.commands import (
-    Command,
-    Drain,
-    Event,
-    Failed,
-    Finished,
-    Progress,
-    Run,
-    Stopped,
-    StopTask,
-)
+from ..ipc.commands import Command, Drain, Event, Failed, Finished, Progress, Run, Stopped, StopTask
 from ..ipc.errors import MorganError
 from ..ipc.records import TaskType
 from .pacing import Pacer
@@ -69,12 +59,7 @@ class TaskWorker:
         duty: Callable[[], int],
         count_step: Callable[[], None],
     ) -> None:
-        self._port, self._make_tools, self._tasks, self._count_step = (
-            port,
-            make_tools,
-            tasks,
-            count_step,
-        )
+        self._port, self._make_tools, self._tasks, self._count_step = port, make_tools, tasks, count_step
         self._tools: Tools | None = None
         self._is_leaving = False
         self._pacer = Pacer(duty=duty, wait=port.nap, check=self._check)
@@ -106,12 +91,7 @@ class TaskWorker:
             self._pacer.reset()
             task = self._tasks[command.task_type]
             job = Job(
-                task_id,
-                command.task_type,
-                command.collection,
-                command.params,
-                command.queries,
-                command.checkpoint,
+                task_id, command.task_type, command.collection, command.params, command.queries, command.checkpoint
             )
             ended = drive(task(job, self._tools), self._on_step)
         except Interrupted:
@@ -133,12 +113,7 @@ class TaskWorker:
             message = f"{type(error).__name__}: {error}"
             self._port.send(
                 Failed(
-                    task_id=task_id,
-                    attempt=attempt,
-                    code="error",
-                    message=message,
-                    is_transient=True,
-                    cpu_s=cpu_s(),
+                    task_id=task_id, attempt=attempt, code="error", message=message, is_transient=True, cpu_s=cpu_s()
                 )
             )
             return
@@ -159,12 +134,7 @@ class TaskWorker:
             )
         else:
             self._port.send(
-                Stopped(
-                    task_id=task_id,
-                    attempt=attempt,
-                    is_cancelled=ended is Verdict.CANCEL,
-                    cpu_s=cpu_s(),
-                )
+                Stopped(task_id=task_id, attempt=attempt, is_cancelled=ended is Verdict.CANCEL, cpu_s=cpu_s())
             )
 
     def _on_step(self, step: Step) -> Verdict:
@@ -190,10 +160,7 @@ class TaskWorker:
                 case Drain():
                     self._is_leaving = True
                     return Verdict.PAUSE
-                case StopTask() if (
-                    self._running is not None
-                    and command.task_id == self._running.task_id
-                ):
+                case StopTask() if self._running is not None and command.task_id == self._running.task_id:
                     return Verdict.CANCEL if command.is_cancelled else Verdict.PAUSE
         return Verdict.GO_ON
 

@@ -84,6 +84,14 @@ def quietly_load(what: str, load: Callable[[str, bool], Any]) -> Any:
         ) from error
 
 
+def pooling_of(module: Any) -> str:
+    """Return how a module pools its tokens, such as "mean" or "cls+mean"; "" for one that does not."""
+    if (modes := getattr(module, "pooling_mode", None)) is not None:  # sentence-transformers 6
+        return modes if isinstance(modes, str) else "+".join(modes)
+    named = getattr(module, "get_pooling_mode_str", None)  # 5
+    return str(named()) if named else ""
+
+
 class SentenceTransformerEmbedder:
     """An Embedder over a sentence-transformers model. Loading takes seconds, at the first use."""
 
@@ -96,7 +104,8 @@ class SentenceTransformerEmbedder:
             from sentence_transformers import SentenceTransformer
 
             # local_files_only: the files are here, ask no hub whether they are current
-            return SentenceTransformer(target, device=self.settings.device, local_files_only=is_folder)
+            with torch_threads(self.settings.threads):
+                return SentenceTransformer(target, device=self.settings.device, local_files_only=is_folder)
 
         return quietly_load(self.settings.name, load)
 
@@ -121,9 +130,7 @@ class SentenceTransformerEmbedder:
 
         tensors = (tensor.detach().cpu().contiguous().reshape(-1) for tensor in self._model.parameters())
         parts = sorted(xxhash.xxh3_64_hexdigest(tensor.view(torch.uint8).numpy()) for tensor in tensors)
-        for module in self._model:
-            pooling = getattr(module, "get_pooling_mode_str", None)
-            parts.append(f"{type(module).__name__} {pooling() if pooling else ''}")
+        parts += [f"{type(module).__name__} {pooling_of(module)}" for module in self._model]
         parts.append(str(self._model.max_seq_length))
         return xxhash.xxh3_64_hexdigest("\n".join(parts).encode())
 

@@ -34,15 +34,8 @@ def run_owner(link: Link, command: Configure) -> None:
     def publish(results: tuple[ComputedResult, ...]) -> None:
         link.send(Published(results=results))
 
-    service = OwnerService(
-        store, embedder, make_reranker(settings.rerank, embedder), settings, publish
-    )
-    socket = bind_router(
-        link.context,
-        Path(command.owner_socket),
-        max_bytes=MAX_CALL_BYTES,
-        high_water=HIGH_WATER,
-    )
+    service = OwnerService(store, embedder, make_reranker(settings.rerank, embedder), settings, publish)
+    socket = bind_router(link.context, Path(command.owner_socket), max_bytes=MAX_CALL_BYTES, high_water=HIGH_WATER)
     link.poller.register(socket, zmq.POLLIN)
     link.send(Started())
     while not isinstance(link.wait(None), Drain):

@@ -8,9 +8,7 @@ from collections.abc import Callable
 BURST_S = 0.05
 """CPU time that may be used ahead of the duty: one sub-batch of the default model, so that pacing has no jitter below it."""
 
-SLICE_S = (
-    0.05  # a change of the duty, or a stop, takes effect within this while waiting
-)
+SLICE_S = 0.05  # a change of the duty, or a stop, takes effect within this while waiting
 
 
 class Pacer:
@@ -27,13 +25,7 @@ class Pacer:
         clock: Callable[[], float] = time.monotonic,
         cpu: Callable[[], float] = time.process_time,
     ) -> None:
-        self._duty, self._wait, self._check, self._clock, self._cpu = (
-            duty,
-            wait,
-            check,
-            clock,
-            cpu,
-        )
+        self._duty, self._wait, self._check, self._clock, self._cpu = duty, wait, check, clock, cpu
         self.waited_s = 0.0
         self.reset()
 

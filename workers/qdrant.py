@@ -157,7 +157,8 @@ class QdrantStore:
                 filter=_filter(query_filter),
                 limit=limit,
                 with_payload=True,
-                params=models.SearchParams(exact=exact),
+                # local mode is exact anyway and warns about parameters
+                params=models.SearchParams(exact=True) if exact and not _is_local(self._client) else None,
             )
             for vector in vectors
         ]
@@ -252,6 +253,11 @@ def connect(settings: StoreSettings) -> QdrantStore:
     if settings.api_key:
         options["api_key"] = settings.api_key.reveal()
     return QdrantStore(QdrantClient(**options | settings.client_options), where=settings.url, is_own=True)
+
+
+def _is_local(client: Any) -> bool:
+    options = getattr(client, "init_options", None) or {}
+    return bool(options.get("path")) or options.get("location") == ":memory:"
 
 
 def is_rebuildable(client: Any) -> bool:

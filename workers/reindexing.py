@@ -13,7 +13,7 @@ import numpy as np
 from ..ipc.errors import TextFieldNotFound, VectorSizeMismatch
 from ..ipc.records import CollectionInfo, Point, PointId, QueryJob, TaskProgress
 from .fingerprint import fingerprint, is_stale, stamp
-from .quality import ndcg
+from .quality import is_judged, ndcg
 from .task import Job, Outcome, Step, Steps, Tools
 from .vectors import Rewrite
 
@@ -24,6 +24,8 @@ QUERIES_AT_ONCE = 32
 class Checkpoint(msgspec.Struct):
     """Where a re-index stands: the next page's first id, and what was counted before it."""
 
+    made_for: str = ""  # collection, model and revision: under another the pages before `after` are not done
+    judged_for: str = ""  # which queries and judgments `before` is of: on others it compares nothing
     after: PointId | None = None
     seen: int = 0
     embedded: int = 0
@@ -45,24 +47,26 @@ def reindex(job: Job, tools: Tools) -> Steps:
     if info.points == 0:
         return Outcome(result=_result(job, Checkpoint(), tools, None) | {"reason": "empty"}, is_skipped=True)
     check_size(info, tools)
+    judged = [query for query in job.queries if is_judged(query.judgments)]
+    made_for, judged_for = f"{info.name} {tools.embedder.name} {tools.embedder.revision}", _name_of(judged)
     at = msgspec.convert(job.checkpoint or {}, Checkpoint)
-    began_at, elapsed_before_s = tools.clock(), at.elapsed_s
-    judged = [query for query in job.queries if query.judgments]
-    if judged and at.before is None:
+    if at.made_for != made_for:
+        at = Checkpoint(made_for=made_for, judged_for=judged_for)
+    began_at, elapsed_before_s, seen_before = tools.clock(), at.elapsed_s, at.seen
+    if judged and at.seen == 0:
         yield Step(TaskProgress(done=at.seen, total=info.points, note="measuring the index as it is"))
         at.before = _mean_ndcg(judged, job.collection, tools)
         yield Step(TaskProgress(done=at.seen, total=info.points, note="measured"), msgspec.to_builtins(at))
     is_rebuild = bool(job.params.get("force_rebuild"))
     fields: dict[str, int] = {}
     while True:
+        tools.pace()
         points, at_next = store.scroll(job.collection, after=at.after, limit=tools.settings.scroll_size)
         texts = {point.id: text for point in points if (text := _text(point, model.text_field)) is not None}
         at.without_text += len(points) - len(texts)
         _note_fields(fields, points)
         wanted = {i: stamp(fingerprint(t), tools.embedder.name, tools.embedder.revision) for i, t in texts.items()}
-        stale = [
-            point for point in points if point.id in texts and (is_rebuild or is_stale(point.payload, wanted[point.id]))
-        ]
+        stale = [p for p in points if p.id in texts and (is_rebuild or is_stale(p.payload, wanted[p.id]))]
         if stale:
             vectors = tools.embedder.embed([texts[point.id] for point in stale], pace=tools.pace)
             rewrites = [
@@ -75,21 +79,32 @@ def reindex(job: Job, tools: Tools) -> Steps:
         at.unchanged += len(texts) - len(stale)
         at.seen += len(points)
         at.after, at.elapsed_s = at_next, elapsed_before_s + tools.clock() - began_at
-        progress = TaskProgress(done=at.seen, total=max(info.points, at.seen), note="embedding what changed")
-        yield Step(progress, msgspec.to_builtins(at))
+        yield Step(
+            TaskProgress(
+                done=at.seen,
+                total=max(info.points, at.seen),
+                note="embedding what changed",
+                eta_s=eta_s(at.elapsed_s - elapsed_before_s, at.seen - seen_before, info.points - at.seen),
+            ),
+            msgspec.to_builtins(at),
+        )
         if at_next is None:
             break
-    if at.without_text == at.seen:
+    if at.seen and at.without_text == at.seen:
         raise TextFieldNotFound(
             f"no point of {job.collection!r} has the text field {model.text_field!r}"
             + (f"; the longest text is in {max(fields, key=lambda f: fields[f])!r}" if fields else "")
             + ": set [model] text_field"
         )
-    after = _mean_ndcg(judged, job.collection, tools) if judged else None
+    after = None
+    if at.before is not None and at.judged_for == judged_for:
+        after = _mean_ndcg(judged, job.collection, tools) if at.embedded else at.before
+    else:
+        at.before = None  # judgments came or went since the first write
     at.elapsed_s = elapsed_before_s + tools.clock() - began_at
     return Outcome(
         result=_result(job, at, tools, after),
-        metric=f"nDCG@{K}" if judged else None,
+        metric=None if after is None else f"nDCG@{K}",
         before_score=at.before,
         after_score=after,
     )
@@ -102,6 +117,16 @@ def check_size(info: CollectionInfo, tools: Tools) -> None:
             f"{info.name!r} has vectors of {info.vector_size} dimensions, the model {tools.embedder.name!r} makes"
             f" {tools.embedder.size}: set [model] name to the model that made them"
         )
+
+
+def eta_s(elapsed_s: float, done: int, left: int) -> float | None:
+    """Return the seconds until `left` more are done at the rate of this attempt; None where nothing is known yet."""
+    return elapsed_s / done * max(left, 0) if done > 0 else None
+
+
+def _name_of(judged: Sequence[QueryJob]) -> str:
+    """Return a name of these queries and their judgments."""
+    return fingerprint(repr(sorted((query.text, sorted(query.judgments.items())) for query in judged)))
 
 
 def _text(point: Point, field: str) -> str | None:

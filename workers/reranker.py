@@ -48,13 +48,13 @@ class CrossEncoderReranker:
     def score(
         self, query: str, texts: Sequence[str], dense_scores: Floats, *, pace: Callable[[], None] | None = None
     ) -> Floats:
-        scores = np.empty(len(texts), dtype=np.float32)
+        model, scores = self._model, np.empty(len(texts), dtype=np.float32)
         order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
         for start in range(0, len(order), CROSS_ENCODER_BATCH):
             rows = order[start : start + CROSS_ENCODER_BATCH]
             pairs = [(query, texts[row]) for row in rows]
             with torch_threads(self._threads):
-                scores[rows] = self._model.predict(pairs, batch_size=len(rows), show_progress_bar=False)
+                scores[rows] = model.predict(pairs, batch_size=len(rows), show_progress_bar=False)
             if pace is not None:
                 pace()
         return scores

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import msgspec
 
 from ..ipc.records import Hit, TaskProgress
-from .quality import ndcg
-from .reindexing import check_size
+from .fingerprint import fingerprint
+from .quality import is_judged, ndcg
+from .reindexing import check_size, eta_s
 from .search import K, compute
 from .task import Job, Outcome, Step, Steps, Tools
 
@@ -16,9 +17,12 @@ QUERIES_PER_STEP = 4  # a step of some seconds on one core: 50 candidates of 250
 
 
 class Checkpoint(msgspec.Struct):
-    """Where a rerank stands: queries done, and sums over them."""
+    """Where a rerank stands: which queries are done, and sums over them.
 
-    done: int = 0
+    Named, not counted: the next attempt is handed what is popular, and not cached, by then.
+    """
+
+    done: list[str] = msgspec.field(default_factory=list)  # fingerprints of the texts
     published: int = 0
     without_results: int = 0
     judged: int = 0
@@ -31,14 +35,16 @@ class Checkpoint(msgspec.Struct):
 def rerank(job: Job, tools: Tools) -> Steps:
     """Rerank the queries of the job. Before and after are nDCG@10 of the vector search's and the reranker's order."""
     at, info = msgspec.convert(job.checkpoint or {}, Checkpoint), tools.store.info(job.collection)
-    if not job.queries or info.points == 0:
+    done = set(at.done)
+    todo = [query for query in job.queries if fingerprint(query.text) not in done]
+    if not (todo or done) or info.points == 0:
         reason = "no popular queries yet: searches are counted by track_query" if info.points else "empty collection"
         return Outcome(result=_result(job, at, tools) | {"reason": reason}, is_skipped=True)
     check_size(info, tools)
-    began_at, elapsed_before_s = tools.clock(), at.elapsed_s
+    began_at, elapsed_before_s, done_before = tools.clock(), at.elapsed_s, len(at.done)
     settings = tools.settings.rerank
-    while at.done < len(job.queries):
-        chunk = job.queries[at.done : at.done + QUERIES_PER_STEP]
+    for start in range(0, len(todo), QUERIES_PER_STEP):
+        chunk = todo[start : start + QUERIES_PER_STEP]
         results = []
         for query, result, candidates in compute(
             chunk,
@@ -53,14 +59,20 @@ def rerank(job: Job, tools: Tools) -> Steps:
                 continue
             results.append(result)
             at.cost_s += result.cost_s
-            if query.judgments:
+            if is_judged(query.judgments):
                 at.judged += 1
-                at.before_sum += ndcg(_ids(candidates), query.judgments, K)
+                at.before_sum += ndcg(_ids(candidates)[: settings.top_k], query.judgments, K)
                 at.after_sum += ndcg(result.ids, query.judgments, K)
-        at.done += len(chunk)
+        at.done += [fingerprint(query.text) for query in chunk]
         at.published += len(results)
         at.elapsed_s = elapsed_before_s + tools.clock() - began_at
-        progress = TaskProgress(done=at.done, total=len(job.queries), note="reranking queries")
+        left = len(todo) - start - len(chunk)
+        progress = TaskProgress(
+            done=len(at.done),
+            total=len(at.done) + left,
+            note="reranking queries",
+            eta_s=eta_s(at.elapsed_s - elapsed_before_s, len(at.done) - done_before, left),
+        )
         yield Step(progress, msgspec.to_builtins(at), tuple(results))
     before, after = _means(at)
     return Outcome(
@@ -73,7 +85,7 @@ def rerank(job: Job, tools: Tools) -> Steps:
 
 def warm(job: Job, tools: Tools) -> Steps:
     """Compute what the cache lacks. The supervisor hands in only queries that are not cached (unless forced)."""
-    if not job.queries:
+    if not job.queries and not job.checkpoint:
         result = _result(job, Checkpoint(), tools) | {"reason": "every popular query is cached, or there is none"}
         return Outcome(result=result, is_skipped=True)
     return (yield from rerank(job, tools))
@@ -92,7 +104,7 @@ def _result(job: Job, at: Checkpoint, tools: Tools) -> dict[str, object]:
     return {
         "success": True,
         "collection_name": job.collection,
-        "queries_processed": at.done,
+        "queries_processed": len(at.done),
         "precomputed_count": at.published,
         "queries_without_results": at.without_results,
         "processing_time_seconds": at.elapsed_s,

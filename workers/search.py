@@ -6,13 +6,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from ..ipc.records import ComputedResult, Hit, QueryJob
 from ..ipc.settings import ModelSettings
-from .quality import ndcg
+from .quality import is_judged, ndcg
 from .task import Floats, Tools
-from .vectors import STAMP_KEY, Vectors
+from .vectors import STAMP_KEY
 
 K = 10  # of nDCG@10
 
@@ -35,6 +36,7 @@ def compute(
     if not jobs:
         return
     cpu_before_s = time.process_time()
+    has_cosine = tools.store.info(collection).distance == "cosine"
     vectors = tools.embedder.embed([job.text for job in jobs], pace=tools.pace)
     depth = max(candidates, limit) if is_reranked else limit
     hit_lists = tools.store.search(collection, vectors, limit=depth, query_filter=query_filter)
@@ -45,7 +47,13 @@ def compute(
         cost_s = shared_s + time.process_time() - cpu_before_s
         result = None
         if ranked:
-            result = _result(job, collection, scope, vector, ranked, tools.settings.model, tools.clock(), cost_s)
+            result = msgspec.structs.replace(
+                _result(job, collection, ranked, tools.settings.model, has_cosine=has_cosine),
+                scope=scope,
+                embedding=vector.astype("<f4").tobytes(),
+                computed_at=tools.clock(),
+                cost_s=cost_s,
+            )
         yield job, result, hits
 
 
@@ -53,7 +61,11 @@ def rerank_hits(text: str, hits: Sequence[Hit], tools: Tools) -> list[Hit]:
     """Return `hits` in the reranker's order, with its scores; equal scores keep the vector search's order."""
     field = tools.settings.model.text_field
     dense = np.array([hit.score for hit in hits], dtype=np.float32)
-    texts = [str(hit.payload.get(field, "")) for hit in hits]
+    if (
+        dense[0] < dense[-1]
+    ):  # distances (euclid, manhattan): hits come best first, and a reranker wants higher is better
+        dense = -dense
+    texts = [_text(hit, field) for hit in hits]
     scores = tools.reranker.score(text, texts, dense, pace=tools.pace)
     order = np.argsort(-scores, kind="stable")
     return [
@@ -62,36 +74,45 @@ def rerank_hits(text: str, hits: Sequence[Hit], tools: Tools) -> list[Hit]:
     ]
 
 
+def _text(hit: Hit, field: str) -> str:
+    value = hit.payload.get(field)
+    return "" if value is None else str(value)
+
+
+def _quality(job: QueryJob, hits: Sequence[Hit], *, has_cosine: bool) -> tuple[float | None, str]:
+    """Return 0..1 and of what: nDCG@10 where judged, else the mean cosine, else (other distances) nothing."""
+    if is_judged(job.judgments):
+        return ndcg([hit.id for hit in hits], job.judgments, K), "judgments"
+    if has_cosine:
+        return float(np.clip(np.mean([hit.score for hit in hits]), 0.0, 1.0)), "similarity"
+    return None, ""
+
+
 def _result(
-    job: QueryJob,
-    collection: str,
-    scope: str,
-    vector: Vectors,
-    hits: Sequence[Hit],
-    model: ModelSettings,
-    now: float,
-    cost_s: float,
+    job: QueryJob, collection: str, hits: Sequence[Hit], model: ModelSettings, *, has_cosine: bool
 ) -> ComputedResult:
     scores: Floats = np.array([hit.score for hit in hits], dtype="<f4")
     reranked = [hit.rerank_score for hit in hits]
-    if job.judgments:
-        quality, basis = ndcg([hit.id for hit in hits], job.judgments, K), "judgments"
-    else:
-        quality, basis = float(np.clip(scores.mean(), 0.0, 1.0)), "similarity"
-    hidden = {model.text_field, model.source_field, STAMP_KEY}
+    quality, basis = _quality(job, hits, has_cosine=has_cosine)
+    hidden = (model.text_field, model.source_field, STAMP_KEY)
     return ComputedResult(
         query_text=job.text,
         collection=collection,
-        scope=scope,
         ids=tuple(hit.id for hit in hits),
         scores=scores.tobytes(),
         rerank_scores=b"" if None in reranked else np.array(reranked, dtype="<f4").tobytes(),
-        contents=tuple(str(hit.payload.get(model.text_field, "")) for hit in hits),
-        sources=tuple(str(hit.payload.get(model.source_field, "")) for hit in hits),
-        metadata=tuple({k: v for k, v in hit.payload.items() if k not in hidden} for hit in hits),
-        embedding=vector.astype("<f4").tobytes(),
-        computed_at=now,
+        contents=tuple(_text(hit, model.text_field) for hit in hits),
+        sources=tuple(_text(hit, model.source_field) for hit in hits),
+        metadata=tuple(_plain({k: v for k, v in hit.payload.items() if k not in hidden}) for hit in hits),
+        computed_at=0.0,
         quality=quality,
         quality_basis=basis,
-        cost_s=cost_s,
     )
+
+
+def _plain(payload: dict[str, Any]) -> dict[str, Any]:
+    """Return `payload` in types that msgpack and JSON know: a live client's may hold dates and arrays."""
+    plain: dict[str, Any] = msgspec.to_builtins(
+        payload, str_keys=True, enc_hook=lambda value: value.tolist() if hasattr(value, "tolist") else str(value)
+    )
+    return plain

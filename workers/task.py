@@ -38,15 +38,11 @@ class Embedder(Protocol):
         """D, the length of a vector."""
         ...
 
-    def embed(
-        self, texts: Sequence[str], *, pace: Callable[[], None] | None = None
-    ) -> Vectors:
+    def embed(self, texts: Sequence[str], *, pace: Callable[[], None] | None = None) -> Vectors:
         """Return float32 of shape (len(texts), D), L2-normalised. Calls `pace` between sub-batches."""
         ...
 
-    def token_vectors(
-        self, texts: Sequence[str], *, pace: Callable[[], None] | None = None
-    ) -> list[Vectors]:
+    def token_vectors(self, texts: Sequence[str], *, pace: Callable[[], None] | None = None) -> list[Vectors]:
         """Return for each text its token embeddings, float32 of shape (tokens, D), rows L2-normalised."""
         ...
 
@@ -58,12 +54,7 @@ class Reranker(Protocol):
     def name(self) -> str: ...
 
     def score(
-        self,
-        query: str,
-        texts: Sequence[str],
-        dense_scores: Floats,
-        *,
-        pace: Callable[[], None] | None = None,
+        self, query: str, texts: Sequence[str], dense_scores: Floats, *, pace: Callable[[], None] | None = None
     ) -> Floats:
         """Return float32 of shape (len(texts),), higher is better. `dense_scores` are the vector search's, same shape."""
         ...
@@ -77,9 +68,7 @@ class Job:
     task_type: TaskType
     collection: str
     params: Mapping[str, Any] = field(default_factory=dict)
-    queries: tuple[
-        QueryJob, ...
-    ] = ()  # the popular queries, most popular first, with their judgments
+    queries: tuple[QueryJob, ...] = ()  # the popular queries, most popular first, with their judgments
     checkpoint: Mapping[str, Any] | None = None
 
 

@@ -42,14 +42,7 @@ class VectorStore(Protocol):
 
     def info(self, name: str) -> CollectionInfo: ...
 
-    def create(
-        self,
-        name: str,
-        vector_size: int,
-        *,
-        distance: str = "cosine",
-        vector_name: str = "",
-    ) -> CollectionInfo:
+    def create(self, name: str, vector_size: int, *, distance: str = "cosine", vector_name: str = "") -> CollectionInfo:
         """Create an empty collection. Raises InvalidArgument if the name is taken by a collection or an alias."""
         ...
 
@@ -62,19 +55,12 @@ class VectorStore(Protocol):
         ...
 
     def scroll(
-        self,
-        name: str,
-        *,
-        after: PointId | None = None,
-        limit: int = 64,
-        with_vectors: bool = False,
+        self, name: str, *, after: PointId | None = None, limit: int = 64, with_vectors: bool = False
     ) -> tuple[list[Point], PointId | None]:
         """Return up to `limit` points in id order from `after` (inclusive), and where the next page starts or None."""
         ...
 
-    def fetch(
-        self, name: str, ids: Sequence[PointId], *, with_vectors: bool = False
-    ) -> list[Point]:
+    def fetch(self, name: str, ids: Sequence[PointId], *, with_vectors: bool = False) -> list[Point]:
         """Return the points with these ids that exist, in no particular order."""
         ...
 

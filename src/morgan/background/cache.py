@@ -90,52 +90,31 @@ class PrecomputedSearchCache:
 
     # --- queries ------------------------------------------------------------------------------------------------------
 
-    def track_query(
-        self, query: str, collection_name: str, response_time: float = 0.0
-    ) -> str:
+    def track_query(self, query: str, collection_name: str, response_time: float = 0.0) -> str:
         """Count one search (`response_time` in seconds); return the query's 32-character hash."""
-        ask = messages.Track(
-            rid=1, query=query, collection=collection_name, response_s=response_time
-        )
+        ask = messages.Track(rid=1, query=query, collection=collection_name, response_s=response_time)
         return expect(messages.Tracked, self._lane.request(ask)).query_hash
 
     @property
     def query_analytics(self) -> dict[str, QueryAnalytics]:
         """The tracked queries by hash, the most popular 1,000."""
         records = self._queries(None, MAX_LISTED, 1)
-        return {
-            record.query_hash: shown
-            for record, shown in zip(records, _analytics(records), strict=True)
-        }
+        return {record.query_hash: shown for record, shown in zip(records, _analytics(records), strict=True)}
 
     def get_popular_queries(
-        self,
-        collection_name: str | None = None,
-        limit: int = 20,
-        min_frequency: int = 3,
+        self, collection_name: str | None = None, limit: int = 20, min_frequency: int = 3
     ) -> list[QueryAnalytics]:
         """Return the queries seen at least `min_frequency` times, most popular (decayed count) first."""
         return _analytics(self._queries(collection_name, limit, min_frequency))
 
-    def _queries(
-        self, collection: str | None, limit: int, min_frequency: int
-    ) -> tuple[QueryRecord, ...]:
-        ask = messages.ListQueries(
-            collection=collection, limit=limit, min_frequency=min_frequency
-        )
+    def _queries(self, collection: str | None, limit: int, min_frequency: int) -> tuple[QueryRecord, ...]:
+        ask = messages.ListQueries(collection=collection, limit=limit, min_frequency=min_frequency)
         return expect(messages.QueryList, self._lane.request(ask)).queries
 
-    def record_feedback(
-        self, query: str, collection: str, document_id: str | int, relevance: float
-    ) -> None:
+    def record_feedback(self, query: str, collection: str, document_id: str | int, relevance: float) -> None:
         """Record a graded judgment: 0 irrelevant, higher is better. Judgments feed nDCG@10 before and after."""
         self._lane.request(
-            messages.Feedback(
-                query=query,
-                collection=collection,
-                document_id=str(document_id),
-                relevance=relevance,
-            )
+            messages.Feedback(query=query, collection=collection, document_id=str(document_id), relevance=relevance)
         )
 
     # --- results ------------------------------------------------------------------------------------------------------
@@ -147,10 +126,7 @@ class PrecomputedSearchCache:
 
         None where the search finds nothing. Raises CollectionNotFound (naming those that exist).
         """
-        if (
-            not force_refresh
-            and (held := self.get_cached_results(query, collection_name)) is not None
-        ):
+        if not force_refresh and (held := self.get_cached_results(query, collection_name)) is not None:
             return held
         if self._lane.compute(query, collection_name, self._top_k) is None:
             return None
@@ -164,9 +140,7 @@ class PrecomputedSearchCache:
             held = self.get_cached_results(query, collection_name)
         return held
 
-    def get_cached_results(
-        self, query: str, collection_name: str
-    ) -> PrecomputedResult | None:
+    def get_cached_results(self, query: str, collection_name: str) -> PrecomputedResult | None:
         """Return the query's results if they are cached and not expired, else None. Sends no message."""
         held = self._lane.reader.get(query, collection_name)
         return None if held is None else _shown(held)
@@ -189,14 +163,9 @@ class PrecomputedSearchCache:
             return int(record.result["precomputed_count"])
         if record.status is TaskStatus.SKIPPED:
             return 0
-        raise MorganError(
-            record.error_message
-            or f"warming {collection_name} ended as {record.status.value}"
-        )
+        raise MorganError(record.error_message or f"warming {collection_name} ended as {record.status.value}")
 
-    def invalidate_cache(
-        self, collection_name: str | None = None, query_pattern: str | None = None
-    ) -> int:
+    def invalidate_cache(self, collection_name: str | None = None, query_pattern: str | None = None) -> int:
         """Drop results of a collection (None: all) whose query contains the pattern (None: any); return how many."""
         ask = messages.Invalidate(collection=collection_name, pattern=query_pattern)
         return expect(messages.Done, self._lane.request(ask)).count
@@ -213,9 +182,7 @@ class PrecomputedSearchCache:
 def _analytics(records: tuple[QueryRecord, ...]) -> list[QueryAnalytics]:
     collections: dict[str, set[str]] = {}
     for record in records:
-        collections.setdefault(normalise(record.query_text), set()).add(
-            record.collection
-        )
+        collections.setdefault(normalise(record.query_text), set()).add(record.collection)
     return [
         QueryAnalytics(
             query_hash=r.query_hash,
@@ -223,9 +190,7 @@ def _analytics(records: tuple[QueryRecord, ...]) -> list[QueryAnalytics]:
             access_count=r.access_count,
             popularity=r.popularity,
             collections=frozenset(collections[normalise(r.query_text)]),
-            average_response_time=r.total_response_s / r.timed_count
-            if r.timed_count
-            else 0.0,
+            average_response_time=r.total_response_s / r.timed_count if r.timed_count else 0.0,
             first_accessed=datetime.fromtimestamp(r.first_accessed_at),
             last_accessed=datetime.fromtimestamp(r.last_accessed_at),
         )
@@ -239,9 +204,7 @@ def _shown(held: CachedResult) -> PrecomputedResult:
         query_hash=query_hash(held.query_text, held.collection, held.scope),
         collection_name=held.collection,
         results=[
-            ResultRow(
-                content=content, source=source, score=float(score), metadata=metadata
-            )
+            ResultRow(content=content, source=source, score=float(score), metadata=metadata)
             for content, source, score, metadata in zip(
                 held.contents, held.sources, held.scores, held.metadata, strict=True
             )

@@ -31,13 +31,8 @@ class TaskExecution:
     @classmethod
     def of_task(cls, record: TaskRecord) -> TaskExecution:
         status, error = record.status, record.error_message
-        if (
-            not status.is_final
-        ):  # its first attempt failed; the service tries it again on its own
-            status, error = (
-                TaskStatus.FAILED,
-                f"{error} (tried again later as {record.task_id})",
-            )
+        if not status.is_final:  # its first attempt failed; the service tries it again on its own
+            status, error = TaskStatus.FAILED, f"{error} (tried again later as {record.task_id})"
         return cls(
             task_id=record.task_id,
             task_type=record.task_type.value,
@@ -88,16 +83,10 @@ class BackgroundTaskExecutor:
         client: Client | None = None,
         config: Config | None = None,
     ) -> None:
-        self._lane = lane or choose_lane(
-            vector_db_client, reranking_service, config=config, client=client
-        )
+        self._lane = lane or choose_lane(vector_db_client, reranking_service, config=config, client=client)
 
     def execute_task_now(
-        self,
-        task_type: str,
-        collection_name: str,
-        force: bool = False,
-        params: Mapping[str, Any] | None = None,
+        self, task_type: str, collection_name: str, force: bool = False, params: Mapping[str, Any] | None = None
     ) -> TaskExecution:
         """Run a task and wait for it. Without `force` it is SKIPPED when the machine has nothing to spare.
 
@@ -117,22 +106,15 @@ class BackgroundTaskExecutor:
                 )
             ),
         )
-        return TaskExecution.of_task(
-            self._lane.wait(submitted.task_id, until_attempted=True)
-        )
+        return TaskExecution.of_task(self._lane.wait(submitted.task_id, until_attempted=True))
 
     def get_execution_stats(self) -> dict[str, Any]:
         """Return total_executions, completed, failed, skipped, success_rate (0..1), average_improvement and more."""
-        return expect(
-            messages.Report, self._lane.request(messages.ExecutionStats())
-        ).report
+        return expect(messages.Report, self._lane.request(messages.ExecutionStats())).report
 
     def get_execution_history(self, limit: int = 50) -> list[TaskExecution]:
         """Return executions, newest first."""
-        found = expect(
-            messages.ExecutionList,
-            self._lane.request(messages.ListExecutions(limit=limit)),
-        )
+        found = expect(messages.ExecutionList, self._lane.request(messages.ListExecutions(limit=limit)))
         return [TaskExecution.of_execution(record) for record in found.executions]
 
     def get_quality_trends(self, limit: int = 50) -> list[QualityTrend]:

@@ -68,58 +68,33 @@ class InlineLane:
         self._is_stopping = threading.Event()
         # A store of this lane's own: readers of other processes look for the daemon's.
         folder = Path(tempfile.mkdtemp(prefix="morgan-inline-", dir=_tmpfs()))
-        self._cleanup = weakref.finalize(
-            self, shutil.rmtree, folder, ignore_errors=True
-        )
+        self._cleanup = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         runtime = RuntimePaths(folder)
         make_private(runtime.readers)
         settings = core_settings(
-            self._config,
-            "inline",
-            is_auto_scheduling=is_auto_scheduling,
-            check_interval_s=check_interval_s,
+            self._config, "inline", is_auto_scheduling=is_auto_scheduling, check_interval_s=check_interval_s
         )
-        self._core = make_core(
-            self._config,
-            settings,
-            runtime,
-            Journal(None),
-            own_pids=lambda: [os.getpid()],
-        )
-        self._requests = Requests(
-            self._core, str(self._config.state_dir()), runtime, os.getpid()
-        )
+        self._core = make_core(self._config, settings, runtime, Journal(None), own_pids=lambda: [os.getpid()])
+        self._requests = Requests(self._core, str(self._config.state_dir()), runtime, os.getpid())
         self._reader = ResultReader(runtime.results, counters_dir=runtime.readers)
         self._worker = TaskWorker(
-            _Port(self),
-            self._make_tools,
-            TASKS,
-            duty=lambda: self._core.duty_permille(WORKER),
-            count_step=lambda: None,
+            _Port(self), self._make_tools, TASKS, duty=lambda: self._core.duty_permille(WORKER), count_step=lambda: None
         )
-        configure = Configure(
-            settings=WorkerSettings(), board_path="", owner_socket="", board_row=WORKER
-        )
+        configure = Configure(settings=WorkerSettings(), board_path="", owner_socket="", board_row=WORKER)
         self._core.worker_joined(WORKER, Role.TASKS, os.getpid(), configure)
         self.on_event(Ready(role=Role.TASKS, index=WORKER, pid=os.getpid()))
 
     # --- requests -----------------------------------------------------------------------------------------------------
 
-    def request(
-        self, message: messages.Request, timeout_s: float | None = None
-    ) -> messages.Reply:
+    def request(self, message: messages.Request, timeout_s: float | None = None) -> messages.Reply:
         """Answer at once from the core in this process. Raises what a Failure stands for."""
         import msgspec
 
         with self._lock:
-            reply = self._requests.handle(
-                msgspec.structs.replace(message, rid=1), TOKEN, time.time()
-            )
+            reply = self._requests.handle(msgspec.structs.replace(message, rid=1), TOKEN, time.time())
             self._turn()
         if reply is None:  # a long poll, which `wait` does itself in this lane
-            raise ValueError(
-                "GetTask(wait_s=...) is not answered inline: call wait(task_id)"
-            )
+            raise ValueError("GetTask(wait_s=...) is not answered inline: call wait(task_id)")
         if isinstance(reply, messages.Failure):
             raise from_wire(reply.code, reply.message)
         return reply
@@ -186,9 +161,7 @@ class InlineLane:
     def start(self) -> None:
         """Run schedules and queued tasks in a thread of this lane's own."""
         self._is_stopping.clear()
-        self._thread = threading.Thread(
-            target=self._serve, name="morgan-inline", daemon=True
-        )
+        self._thread = threading.Thread(target=self._serve, name="morgan-inline", daemon=True)
         self._thread.start()
 
     def _serve(self) -> None:
@@ -216,14 +189,7 @@ class InlineLane:
         with self._run_lock:
             tools = self._tools_now()
             job = QueryJob(text=text)
-            found = compute(
-                [job],
-                collection,
-                tools,
-                limit=limit,
-                candidates=settings.candidates,
-                is_reranked=True,
-            )
+            found = compute([job], collection, tools, limit=limit, candidates=settings.candidates, is_reranked=True)
             _, result, _ = next(found)
         if result is not None:
             with self._lock:
@@ -249,9 +215,7 @@ class InlineLane:
     def _make_tools(self, pace: Any) -> Tools:
         settings = self._config.worker_settings()
         known = self._tools  # the models are loaded once, whoever needs them first
-        embedder = (
-            known.embedder if known else SentenceTransformerEmbedder(settings.model)
-        )
+        embedder = known.embedder if known else SentenceTransformerEmbedder(settings.model)
         if known:
             reranker = known.reranker
         elif self._live_reranker is not None:

@@ -20,9 +20,7 @@ class Lane(Protocol):
 
     name: str
 
-    def request(
-        self, message: messages.Request, timeout_s: float | None = None
-    ) -> messages.Reply: ...
+    def request(self, message: messages.Request, timeout_s: float | None = None) -> messages.Reply: ...
 
     @property
     def reader(self) -> ResultReader: ...
@@ -54,9 +52,7 @@ class DaemonLane:
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def request(
-        self, message: messages.Request, timeout_s: float | None = None
-    ) -> messages.Reply:
+    def request(self, message: messages.Request, timeout_s: float | None = None) -> messages.Reply:
         return self._client.request(message, timeout_s)
 
     @property
@@ -64,18 +60,14 @@ class DaemonLane:
         return self._client.reader
 
     def compute(self, text: str, collection: str, limit: int) -> ComputedResult | None:
-        call = calls.SearchText(
-            collection=collection, text=text, limit=limit, is_reranked=True
-        )
+        call = calls.SearchText(collection=collection, text=text, limit=limit, is_reranked=True)
         return expect(calls.Computed, self._client.call(call)).result
 
     def wait(self, task_id: str, *, until_attempted: bool = False) -> TaskRecord:
         seen = -1
         while True:
             ask = messages.GetTask(task_id=task_id, seen=seen, wait_s=LONG_POLL_S)
-            record = expect(
-                messages.TaskReply, self.request(ask, LONG_POLL_S + 10)
-            ).task
+            record = expect(messages.TaskReply, self.request(ask, LONG_POLL_S + 10)).task
             if is_over(record, until_attempted=until_attempted):
                 return record
             seen = record.version
@@ -93,10 +85,7 @@ class DaemonLane:
 def is_over(record: TaskRecord, *, until_attempted: bool) -> bool:
     """Say whether nothing more is to be waited for: the task ended, or (`until_attempted`) its first attempt failed."""
     return record.status.is_final or (
-        until_attempted
-        and record.attempt > 0
-        and record.worker is None
-        and bool(record.error_message)
+        until_attempted and record.attempt > 0 and record.worker is None and bool(record.error_message)
     )
 
 

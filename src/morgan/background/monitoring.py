@@ -37,16 +37,12 @@ class ResourceMonitor:
         """Return what is used since the last call, and whether a task may run under the limits of this hour."""
         readings = self._monitor.sample([])
         hour = local_hour(self._zone, time.time())
-        _, decision = governor.step(
-            governor.GovernorState(), readings, self._limits, hour
-        )
+        _, decision = governor.step(governor.GovernorState(), readings, self._limits, hour)
         is_active = governor.is_active_hours(self._limits, hour)
         if not readings.is_plausible:
             return ResourceStatus(1.0, 1.0, False, is_active, decision.reason)
         return ResourceStatus(
-            cpu_usage=min(
-                (readings.own_cpu_permille + readings.others_cpu_permille) / 1000, 1.0
-            ),
+            cpu_usage=min((readings.own_cpu_permille + readings.others_cpu_permille) / 1000, 1.0),
             memory_usage=min(readings.memory_used_permille / 1000, 1.0),
             can_run_task=decision.is_admitting,
             active_hours=is_active,

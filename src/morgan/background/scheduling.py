@@ -43,9 +43,7 @@ class ScheduledTask:
             collection_name=record.collection,
             frequency=record.frequency,
             next_run=datetime.fromtimestamp(record.next_run_at),
-            last_run=None
-            if record.last_run_at is None
-            else datetime.fromtimestamp(record.last_run_at),
+            last_run=None if record.last_run_at is None else datetime.fromtimestamp(record.last_run_at),
             enabled=record.is_enabled,
             metadata=dict(record.metadata),
         )
@@ -84,35 +82,20 @@ class SimpleTaskScheduler:
         metadata: Mapping[str, Any] | None = None,
     ) -> str:
         """Schedule a task; return its id. Raises InvalidArgument (a ValueError) for an unknown type or frequency."""
-        kind, often = (
-            scheduler.parse_task_type(task_type),
-            scheduler.parse_frequency(frequency),
-        )
+        kind, often = scheduler.parse_task_type(task_type), scheduler.parse_frequency(frequency)
         if not collection_name:
             raise InvalidArgument("a scheduled task needs a collection name")
         if self._lane is not None:
             message = messages.AddSchedule(
-                task_type=kind.value,
-                collection=collection_name,
-                frequency=often.value,
-                metadata=dict(metadata or {}),
+                task_type=kind.value, collection=collection_name, frequency=often.value, metadata=dict(metadata or {})
             )
-            return (
-                expect(messages.ScheduleList, self._lane.request(message))
-                .schedules[0]
-                .task_id
-            )
+            return expect(messages.ScheduleList, self._lane.request(message)).schedules[0].task_id
         self._salt += 1
         task_id = scheduler.schedule_id(kind, collection_name, self._salt)
         next_run_at = scheduler.next_run(often, time.time(), self._zone)
         next_run = datetime.fromtimestamp(next_run_at)
         self._tasks[task_id] = ScheduledTask(
-            task_id,
-            kind.value,
-            collection_name,
-            often,
-            next_run,
-            metadata=dict(metadata or {}),
+            task_id, kind.value, collection_name, often, next_run, metadata=dict(metadata or {})
         )
         return task_id
 
@@ -121,25 +104,17 @@ class SimpleTaskScheduler:
         """Tasks by id. Alone: the scheduler's own objects, changes count. With a service: a copy of its schedule."""
         if self._lane is None:
             return self._tasks
-        rows = expect(
-            messages.ScheduleList, self._lane.request(messages.ListSchedules())
-        ).schedules
+        rows = expect(messages.ScheduleList, self._lane.request(messages.ListSchedules())).schedules
         return {row.task_id: ScheduledTask.of(row) for row in rows}
 
     def list_tasks(self) -> list[ScheduledTask]:
         """Return all tasks, the next one first."""
-        return sorted(
-            self.scheduled_tasks.values(), key=lambda task: task.to_record().next_run_at
-        )
+        return sorted(self.scheduled_tasks.values(), key=lambda task: task.to_record().next_run_at)
 
     def get_pending_tasks(self, now: datetime | None = None) -> list[ScheduledTask]:
         """Return the enabled tasks whose time has come, the longest due first. `now` may be naive (local) or aware."""
         at = (now or datetime.now()).timestamp()
-        return [
-            task
-            for task in self.list_tasks()
-            if task.enabled and task.to_record().next_run_at <= at
-        ]
+        return [task for task in self.list_tasks() if task.enabled and task.to_record().next_run_at <= at]
 
     def mark_task_completed(self, task_id: str) -> bool:
         """Say that a task has run: its next run moves on. False for an unknown id."""
@@ -148,9 +123,7 @@ class SimpleTaskScheduler:
         task = self._tasks.get(task_id)
         if task is None:
             return False
-        advanced = scheduler.advance(
-            task.to_record(), time.time(), self._zone, has_run=True
-        )
+        advanced = scheduler.advance(task.to_record(), time.time(), self._zone, has_run=True)
         self._tasks[task_id] = ScheduledTask.of(advanced)
         return True
 

@@ -81,56 +81,35 @@ class BackgroundProcessingService:
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
 
     # --- work ---------------------------------------------------------------------------------------------------------
 
     def schedule_reindexing(
-        self,
-        collection_name: str,
-        frequency: str = "weekly",
-        metadata: Mapping[str, Any] | None = None,
+        self, collection_name: str, frequency: str = "weekly", metadata: Mapping[str, Any] | None = None
     ) -> str:
         """Schedule re-indexing; return the schedule's id."""
-        return self.scheduler.schedule_task(
-            "reindex", collection_name, frequency, metadata
-        )
+        return self.scheduler.schedule_task("reindex", collection_name, frequency, metadata)
 
     def schedule_reranking(
-        self,
-        collection_name: str,
-        frequency: str = "daily",
-        metadata: Mapping[str, Any] | None = None,
+        self, collection_name: str, frequency: str = "daily", metadata: Mapping[str, Any] | None = None
     ) -> str:
         """Schedule reranking of popular queries; return the schedule's id."""
-        return self.scheduler.schedule_task(
-            "rerank", collection_name, frequency, metadata
-        )
+        return self.scheduler.schedule_task("rerank", collection_name, frequency, metadata)
 
-    def track_search_query(
-        self, query: str, collection_name: str, response_time: float = 0.0
-    ) -> str:
+    def track_search_query(self, query: str, collection_name: str, response_time: float = 0.0) -> str:
         """Count one search (`response_time` in seconds); return the query's hash."""
         return self.cache.track_query(query, collection_name, response_time)
 
-    def record_feedback(
-        self, query: str, collection: str, document_id: str | int, relevance: float
-    ) -> None:
+    def record_feedback(self, query: str, collection: str, document_id: str | int, relevance: float) -> None:
         self.cache.record_feedback(query, collection, document_id, relevance)
 
-    def get_cached_results(
-        self, query: str, collection_name: str
-    ) -> PrecomputedResult | None:
+    def get_cached_results(self, query: str, collection_name: str) -> PrecomputedResult | None:
         return self.cache.get_cached_results(query, collection_name)
 
-    def warm_cache_for_collection(
-        self, collection_name: str, max_queries: int = 50
-    ) -> int:
+    def warm_cache_for_collection(self, collection_name: str, max_queries: int = 50) -> int:
         return self.cache.warm_cache(collection_name, max_queries)
 
     # --- what it says -------------------------------------------------------------------------------------------------
@@ -144,18 +123,11 @@ class BackgroundProcessingService:
 
     def get_recent_activity(self, limit: int = 20) -> dict[str, Any]:
         """Return executions, quality_trends and popular_queries, each a list of at most `limit` dicts."""
-        return expect(
-            messages.Report, self._lane.request(messages.Activity(limit=limit))
-        ).report
+        return expect(messages.Report, self._lane.request(messages.Activity(limit=limit))).report
 
 
 def _lane_for(
-    vector_db_client: Any,
-    reranking_service: Any,
-    config: Config,
-    *,
-    check_interval_s: float,
-    is_auto_scheduling: bool,
+    vector_db_client: Any, reranking_service: Any, config: Config, *, check_interval_s: float, is_auto_scheduling: bool
 ) -> Lane:
     from .spawned import SpawnedLane
 
@@ -163,15 +135,10 @@ def _lane_for(
     if vector_db_client is not None:
         from .workers.qdrant import is_rebuildable, settings_of
 
-        store = (
-            settings_of(vector_db_client) if is_rebuildable(vector_db_client) else None
-        )
+        store = settings_of(vector_db_client) if is_rebuildable(vector_db_client) else None
     if reranking_service is None and (vector_db_client is None or store is not None):
         return SpawnedLane(
-            config,
-            store=store,
-            check_interval_s=check_interval_s,
-            is_auto_scheduling=is_auto_scheduling,
+            config, store=store, check_interval_s=check_interval_s, is_auto_scheduling=is_auto_scheduling
         )
     from .inline import InlineLane
 

@@ -35,27 +35,17 @@ class SpawnedLane(DaemonLane):
         check_interval_s: float | None = None,
         is_auto_scheduling: bool | None = None,
     ) -> None:
-        super().__init__(
-            Client(runtime_dir=config.runtime_dir(), state_dir=config.state_dir())
-        )
+        super().__init__(Client(runtime_dir=config.runtime_dir(), state_dir=config.state_dir()))
         self._config = config
-        self._environment = self._overrides(
-            config, store, check_interval_s, is_auto_scheduling
-        )
+        self._environment = self._overrides(config, store, check_interval_s, is_auto_scheduling)
         self._process: subprocess.Popen[bytes] | None = None
         self._is_ready = False
 
     @staticmethod
     def _overrides(
-        config: Config,
-        store: StoreSettings | None,
-        check_interval_s: float | None,
-        is_auto_scheduling: bool | None,
+        config: Config, store: StoreSettings | None, check_interval_s: float | None, is_auto_scheduling: bool | None
     ) -> dict[str, str]:
-        found = {
-            "MORGAN_STATE_DIR": str(config.state_dir()),
-            "MORGAN_RUNTIME_DIR": str(config.runtime_dir()),
-        }
+        found = {"MORGAN_STATE_DIR": str(config.state_dir()), "MORGAN_RUNTIME_DIR": str(config.runtime_dir())}
         if config.source is not None:
             found["MORGAN_CONFIG"] = str(config.source)
         if check_interval_s is not None:
@@ -64,18 +54,11 @@ class SpawnedLane(DaemonLane):
             found["MORGAN_SCHEDULE_AUTO"] = str(is_auto_scheduling).lower()
         if store is not None:
             found["MORGAN_STORE_URL"] = store.url
-            if (
-                store.api_key
-            ):  # a process's environment is readable by its own user alone
-                found |= {
-                    "MORGAN_STORE_API_KEY_ENV": KEY_VARIABLE,
-                    KEY_VARIABLE: store.api_key.reveal(),
-                }
+            if store.api_key:  # a process's environment is readable by its own user alone
+                found |= {"MORGAN_STORE_API_KEY_ENV": KEY_VARIABLE, KEY_VARIABLE: store.api_key.reveal()}
         return found
 
-    def request(
-        self, message: messages.Request, timeout_s: float | None = None
-    ) -> messages.Reply:
+    def request(self, message: messages.Request, timeout_s: float | None = None) -> messages.Reply:
         self._ensure()
         return super().request(message, timeout_s)
 
@@ -97,9 +80,7 @@ class SpawnedLane(DaemonLane):
     def _spawn(self) -> None:
         state_dir = Path(self._config.state_dir())
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        root = str(
-            Path(next(iter(sys.modules[__package__].__path__))).absolute().parents[1]
-        )
+        root = str(Path(next(iter(sys.modules[__package__].__path__))).absolute().parents[1])
         path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
         log_path = state_dir / "service.log"
         with log_path.open("ab") as log:

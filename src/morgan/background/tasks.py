@@ -28,19 +28,11 @@ class _Runner:
             vector_db_client, reranking_service, lane=lane, client=client, config=config
         )
 
-    def _run(
-        self, task_type: str, collection: str, params: dict[str, Any], counted: str
-    ) -> dict[str, Any]:
-        done = self._executor.execute_task_now(
-            task_type, collection, force=True, params=params
-        )
+    def _run(self, task_type: str, collection: str, params: dict[str, Any], counted: str) -> dict[str, Any]:
+        done = self._executor.execute_task_now(task_type, collection, force=True, params=params)
         if done.status is TaskStatus.COMPLETED and done.result is not None:
             return done.result
-        reason = (
-            done.error_message
-            or (done.result or {}).get("reason")
-            or f"the task ended as {done.status.value}"
-        )
+        reason = done.error_message or (done.result or {}).get("reason") or f"the task ended as {done.status.value}"
         return {
             "success": False,
             "collection_name": collection,
@@ -56,9 +48,7 @@ class _Runner:
 class ReindexingTask(_Runner):
     """Embeds the points of a collection whose text or model changed."""
 
-    def reindex_collection(
-        self, collection_name: str, force_rebuild: bool = False
-    ) -> dict[str, Any]:
+    def reindex_collection(self, collection_name: str, force_rebuild: bool = False) -> dict[str, Any]:
         """Return success, collection_name, documents_processed, processing_time_seconds, error_message and more.
 
         `force_rebuild` embeds every point anew.
@@ -70,21 +60,15 @@ class ReindexingTask(_Runner):
 class RerankingTask(_Runner):
     """Searches and reranks queries of a collection and publishes their results."""
 
-    def rerank_popular_queries(
-        self, collection_name: str, max_queries: int = 10
-    ) -> dict[str, Any]:
+    def rerank_popular_queries(self, collection_name: str, max_queries: int = 10) -> dict[str, Any]:
         """Rerank the most popular queries.
 
         Returns success, collection_name, queries_processed, processing_time_seconds, quality_improvement (nDCG@10 after
         less before, None without judgments), error_message and more.
         """
-        return self._run(
-            "rerank", collection_name, {"max_queries": max_queries}, "queries_processed"
-        )
+        return self._run("rerank", collection_name, {"max_queries": max_queries}, "queries_processed")
 
-    def precompute_results(
-        self, collection_name: str, queries: Iterable[str] | None = None
-    ) -> dict[str, Any]:
+    def precompute_results(self, collection_name: str, queries: Iterable[str] | None = None) -> dict[str, Any]:
         """Compute and publish the results of `queries` (None: of the popular ones). Returns the same keys."""
         params: dict[str, Any] = {"force_refresh": True}
         if queries is not None:

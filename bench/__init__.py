@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m bench list`. What each measures is in docs/benchmarks.md; nothing here is installed with the package."""

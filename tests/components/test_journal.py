@@ -1,0 +1,182 @@
+"""The journal gives back what it was given, on real files."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from morgan.background.ipc.errors import ConfigError
+from morgan.background.ipc.records import (
+    ExecutionRecord,
+    QueryRecord,
+    ScheduleRecord,
+    TaskFrequency,
+    TaskProgress,
+    TaskRecord,
+    TaskStatus,
+    TaskType,
+)
+from morgan.background.supervisor import journal as journal_module
+from morgan.background.supervisor.journal import Journal
+
+DAY_S = 86400.0
+
+
+def task(number: int, status: TaskStatus = TaskStatus.PENDING) -> TaskRecord:
+    return TaskRecord(
+        task_id=f"warm_docs_{number}",
+        task_type=TaskType.WARM,
+        collection="docs",
+        params={"queries": ["größe", "二"], "force_refresh": True},
+        status=status,
+        created_at=float(number),
+        progress=TaskProgress(done=1, total=2, note="half"),
+        result={"quality_improvement": 0.25, "nested": {"a": [1, None]}},
+    )
+
+
+def execution(number: int, before: float | None = None, after: float | None = None) -> ExecutionRecord:
+    return ExecutionRecord(
+        task_id=f"t{number}",
+        task_type=TaskType.RERANK,
+        collection="docs",
+        status=TaskStatus.COMPLETED if number % 2 else TaskStatus.FAILED,
+        started_at=1.0,
+        completed_at=2.0,
+        metric="nDCG@10" if before is not None else None,
+        before_score=before,
+        after_score=after,
+    )
+
+
+def test_everything_written_is_read_back_after_reopening(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite3"
+    schedule = ScheduleRecord(
+        task_id="s1",
+        task_type=TaskType.REINDEX,
+        collection="docs",
+        frequency=TaskFrequency.WEEKLY,
+        next_run_at=7.0,
+        metadata={"max_queries": 3},
+    )
+    query = QueryRecord(
+        query_hash="ab",
+        query_text="what",
+        collection="docs",
+        access_count=3,
+        popularity=1.5,
+        total_response_s=0.2,
+        timed_count=2,
+        first_accessed_at=1.0,
+        last_accessed_at=2.0,
+    )
+    journal = Journal(path)
+    for number in range(3):
+        journal.save_task(task(number))
+    journal.save_task(task(1, TaskStatus.COMPLETED))
+    journal.save_checkpoint("warm_docs_0", 1, {"after": 10})
+    journal.save_checkpoint("warm_docs_0", 2, {"after": 20, "ids": [1, "x"]})
+    journal.save_checkpoint("warm_docs_2", 1, {})
+    journal.drop_checkpoint("warm_docs_2")
+    journal.save_schedule(schedule)
+    journal.save_schedule(ScheduleRecord(**{**_fields(schedule), "task_id": "s2"}))
+    journal.remove_schedule("s2")
+    journal.save_queries([query])
+    journal.add_judgment("ab", "what", "docs", "7", 1.0, 1.0)
+    journal.add_judgment("ab", "what", "docs", "7", 3.0, 2.0)
+    journal.add_judgment("ef", "what", "code", "7", 2.0, 2.0)  # the hash covers the collection: ipc/query.py
+    journal.add_judgment("cd", "who", "docs", "8", 0.0, 2.0)
+    journal.set_paused(["docs", None])
+    journal.set_paused([None, "code"])
+    journal.close()
+
+    journal = Journal(path)
+    assert journal.rebuilt_because is None
+    assert journal.tasks(2) == [task(2), task(1, TaskStatus.COMPLETED)]
+    assert journal.tasks(9, TaskStatus.COMPLETED) == [task(1, TaskStatus.COMPLETED)]
+    assert journal.open_tasks() == [task(0), task(2)]
+    assert journal.task("warm_docs_0") == task(0)
+    assert journal.task("nobody") is None
+    assert journal.checkpoint("warm_docs_0") == {"after": 20, "ids": [1, "x"]}
+    assert journal.checkpoint("warm_docs_2") is None
+    assert journal.schedules() == [schedule]
+    assert journal.queries() == [query]
+    assert journal.judgments("docs") == {"ab": ("what", {"7": 3.0}), "cd": ("who", {"8": 0.0})}
+    assert journal.judgments("code") == {"ef": ("what", {"7": 2.0})}
+    assert set(journal.paused()) == {None, "code"}
+    journal.close()
+
+
+def _fields(record: ScheduleRecord) -> dict[str, object]:
+    return {name: getattr(record, name) for name in record.__struct_fields__}
+
+
+def test_totals_stay_true_when_old_executions_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "KEPT_EXECUTIONS", 4)
+    journal = Journal(None)
+    for number in range(10):
+        journal.add_execution(execution(number))
+    journal.add_execution(execution(11, before=0.5, after=0.75))
+    journal.add_execution(execution(13, before=0.5, after=0.25))
+    assert [e.task_id for e in journal.executions(99)] == ["t13", "t11", "t9", "t8"]
+    assert [e.task_id for e in journal.executions(1, only_measured=True)] == ["t13"]
+    assert journal.execution_totals() == {
+        "total": 12,
+        "completed": 7,
+        "failed": 5,
+        "skipped": 0,
+        "cancelled": 0,
+        "improvement_count": 2,
+        "improvement_sum": 0.0,
+    }
+    journal.close()
+
+
+def test_a_run_of_a_schedule_is_claimed_once_also_across_restarts(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j")
+    assert journal.fire_once("s", 3600.0)
+    assert not journal.fire_once("s", 3600.0)
+    assert journal.fire_once("s", 7200.0)
+    assert journal.fire_once("other", 3600.0)
+    journal.close()
+    journal = Journal(tmp_path / "j")
+    assert not journal.fire_once("s", 3600.0)
+    journal.close()
+
+
+def test_a_claim_that_was_not_committed_is_free_again_together_with_its_task(tmp_path: Path) -> None:
+    writer = Journal(tmp_path / "j")
+    writer.fire_once("s", 3600.0)
+    writer.save_task(task(1))
+    reader = sqlite3.connect(tmp_path / "j")
+    assert reader.execute("select count(*) from task").fetchone() == (0,)
+    writer.commit()
+    assert reader.execute("select (select count(*) from task), (select count(*) from fired)").fetchone() == (1, 1)
+    reader.close()
+    writer.close()
+
+
+def test_only_ended_tasks_and_old_claims_are_forgotten() -> None:
+    journal = Journal(None)
+    now = 100 * DAY_S
+    journal.save_task(task(1))
+    journal.save_task(task(2, TaskStatus.FAILED))
+    journal.fire_once("s", 1.0)
+    journal.fire_once("s", now)
+    journal.prune(now)
+    assert journal.tasks() == [task(1)]
+    assert journal.fire_once("s", 1.0)
+    assert not journal.fire_once("s", now)
+    journal.close()
+
+
+def test_a_file_of_a_newer_version_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    Journal(tmp_path / "j").close()
+    db = sqlite3.connect(tmp_path / "j")
+    db.execute("pragma user_version = 99")
+    db.close()
+    with pytest.raises(ConfigError, match="version 99"):
+        Journal(tmp_path / "j")
+    assert [part.name for part in tmp_path.iterdir()] == ["j"]
