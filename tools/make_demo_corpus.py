@@ -45,7 +45,7 @@ def judgments(path: Path) -> dict[str, dict[str, float]]:
 
 
 def words(text: str) -> set[str]:
-    return {word for word in re.findall(r"[a-z0-9-]{3,}", text.lower())}
+    return set(re.findall(r"[a-z0-9-]{3,}", text.lower()))
 
 
 def near(claim: str, titles: Mapping[str, set[str]], rarity: Mapping[str, float], skip: Iterable[str]) -> list[str]:

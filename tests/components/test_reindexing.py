@@ -115,6 +115,7 @@ def test_a_checkpoint_of_another_model_is_not_resumed(tools: Tools) -> None:
     (step,) = first_steps(tools, 1)
     tools.embedder.revision = "another"
     assert resume(tools, step)["documents_embedded"] == 20
+    assert len(tools.embedder.texts) == 8 + 20
 
 
 def test_a_text_changed_while_it_was_embedded_is_left_to_the_next_run(tools: Tools) -> None:

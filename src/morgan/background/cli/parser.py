@@ -1,0 +1,167 @@
+"""Owns the commands, their options and the exit codes. What a command does is in its own module."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+from ..ipc.errors import (
+    AlreadyRunning,
+    ConfigError,
+    InvalidArgument,
+    MorganError,
+    ServiceUnavailable,
+    StoreLocked,
+)
+
+OK, FAILED, USAGE, NO_SERVICE = range(4)
+INTERRUPTED = 130  # as a shell reports SIGINT
+
+FREQUENCIES = ("hourly", "daily", "weekly")
+TYPES = ("reindex", "rerank", "warm")
+
+
+def build() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    # SUPPRESS: the option may stand before or behind the command, and the later default must not undo the earlier value
+    common.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS, help="the TOML file to use")
+    common.add_argument(
+        "--state-dir", metavar="DIR", default=argparse.SUPPRESS, help="which service: its state directory"
+    )
+    common.add_argument("--runtime-dir", metavar="DIR", default=argparse.SUPPRESS, help="its sockets and shared memory")
+    common.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
+    parser = argparse.ArgumentParser(
+        prog="morgan-background",
+        description="Spends a RAG machine's spare capacity on making retrieval better.",
+        epilog="exit codes: 0 done, 1 it failed, 2 usage or configuration, 3 no service answers",
+        parents=[common],
+    )
+    parser.add_argument("--version", action="version", version=f"morgan-background {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def add(name: str, does: str, target: str) -> argparse.ArgumentParser:
+        one = commands.add_parser(name, help=does, description=does[0].upper() + does[1:] + ".", parents=[common])
+        one.set_defaults(target=target)
+        return one
+
+    add("serve", "run the service until SIGTERM", "service:serve")
+    add("stop", "drain and end the service", "service:stop")
+    add("status", "show what runs, what waits and why, budget, cache, problems", "service:status")
+    run = add("run", "run one task now and show its progress", "tasks:run")
+    run.add_argument("type", help=" | ".join(TYPES))
+    run.add_argument("collection")
+    run.add_argument("--force", action="store_true", help="run it whatever the CPU budget")
+    run.add_argument("--no-wait", action="store_true", help="hand it in and return")
+    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter, its value in JSON")
+    _schedule(add("schedule", "list, add or remove scheduled tasks", "schedule:schedule"))
+    _tasks(add("tasks", "list tasks, or cancel, requeue, pause and resume them", "tasks:tasks"))
+    _cache(add("cache", "figures and contents of the result store", "cache:cache"))
+    _collections(add("collections", "list, create, load, search or drop collections", "collections:collections"))
+    demo = add("demo", "the whole service on a small real corpus, in a folder of its own", "demo:run")
+    demo.add_argument("--keep", metavar="DIR", help="leave the demo's state in this folder")
+    add("doctor", "say in words what is wrong", "doctor:run")
+    config = add("config", "show the configuration in force", "service:config")
+    config.add_argument("--defaults", action="store_true", help="print a file with every key at its default")
+    return parser
+
+
+def _verbs(parser: argparse.ArgumentParser, default: str) -> argparse._SubParsersAction[argparse.ArgumentParser]:
+    parser.set_defaults(verb=default)
+    return parser.add_subparsers(dest="verb", metavar="VERB")
+
+
+def _schedule(parser: argparse.ArgumentParser) -> None:
+    verbs = _verbs(parser, "list")
+    verbs.add_parser("list", help="the next run first (the default)")
+    add = verbs.add_parser("add", help="TYPE COLLECTION FREQUENCY")
+    add.add_argument("type", help=" | ".join(TYPES))
+    add.add_argument("collection")
+    add.add_argument("frequency", help=" | ".join(FREQUENCIES))
+    verbs.add_parser("remove", help="take one off").add_argument("id")
+
+
+def _tasks(parser: argparse.ArgumentParser) -> None:
+    verbs = _verbs(parser, "list")
+    listed = verbs.add_parser("list", help="the newest first (the default)")
+    listed.add_argument("--limit", type=int, default=20)
+    listed.add_argument("--status", help="only those in this state")
+    for verb, does in (
+        ("show", "one task, whole"),
+        ("cancel", "stop a task for good"),
+        ("requeue", "try a failed one again"),
+    ):
+        verbs.add_parser(verb, help=does).add_argument("id")
+    for verb, does in (("pause", "let nothing run"), ("resume", "let it run again")):
+        verbs.add_parser(verb, help=f"{does}, or on one collection").add_argument("collection", nargs="?")
+
+
+def _cache(parser: argparse.ArgumentParser) -> None:
+    verbs = _verbs(parser, "stats")
+    verbs.add_parser("stats", help="figures (the default)")
+    popular = verbs.add_parser("popular", help="the most popular queries")
+    popular.add_argument("--collection")
+    popular.add_argument("--limit", type=int, default=20)
+    get = verbs.add_parser("get", help="a query's precomputed results, from shared memory")
+    get.add_argument("query")
+    get.add_argument("collection")
+    invalidate = verbs.add_parser("invalidate", help="drop results")
+    invalidate.add_argument("--collection")
+    invalidate.add_argument("--pattern", help="only those whose query contains this")
+
+
+def _collections(parser: argparse.ArgumentParser) -> None:
+    verbs = _verbs(parser, "list")
+    verbs.add_parser("list", help="names, points, vectors (the default)")
+    create = verbs.add_parser("create", help="an empty collection")
+    create.add_argument("name")
+    create.add_argument("--vector-size", type=int, default=0, help="0: the embedding model's")
+    create.add_argument("--distance", default="cosine")
+    verbs.add_parser("drop", help="delete a collection and its points").add_argument("name")
+    load = verbs.add_parser("load", help="embed and store the lines of a JSON-lines file")
+    load.add_argument("name")
+    load.add_argument("file", help="a JSON object a line; - for standard input")
+    load.add_argument("--create", action="store_true", help="create the collection if it is missing")
+    load.add_argument("--id-field", default="id", help="which key is the id (a whole number or UUID; else one is made)")
+    search = verbs.add_parser("search", help="search by meaning")
+    search.add_argument("name")
+    search.add_argument("text")
+    search.add_argument("--limit", type=int, default=10)
+    search.add_argument("--rerank", action="store_true")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    args = build().parse_args(argv)
+    for name, value in (("config", None), ("state_dir", None), ("runtime_dir", None), ("json", False)):
+        if not hasattr(args, name):
+            setattr(args, name, value)
+    module, _, function = args.target.partition(":")
+    try:
+        code: int = getattr(importlib.import_module(f".{module}", __package__), function)(args)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except MorganError as error:
+        return _complain(args, error)
+    return code
+
+
+def _complain(args: argparse.Namespace, error: MorganError) -> int:
+    if args.json:
+        print(json.dumps({"error": error.code, "message": str(error)}))
+    print(f"morgan-background: {error}", file=sys.stderr)
+    match error:
+        case ServiceUnavailable():
+            return NO_SERVICE
+        case ConfigError() | InvalidArgument() | AlreadyRunning() | StoreLocked():
+            return USAGE
+        case _:
+            return FAILED

@@ -1,0 +1,110 @@
+"""Owns how figures look as text: tables, durations, sizes, times. Pure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+MISSING = "-"
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Return aligned columns: numbers to the right, the rest to the left, no trailing blanks."""
+    cells = [[text(value) for value in row] for row in rows]
+    values = [list(row) for row in cells]
+    widths = [max(len(h), *(len(row[i]) for row in cells)) if cells else len(h) for i, h in enumerate(headers)]
+    right = [bool(values) and all(_is_number(row[i]) for row in values) for i in range(len(headers))]
+
+    def line(row: Sequence[str]) -> str:
+        return "  ".join(
+            cell.rjust(width) if to_right else cell.ljust(width)
+            for cell, width, to_right in zip(row, widths, right, strict=True)
+        ).rstrip()
+
+    return "\n".join([line(list(headers)), *(line(row) for row in cells)])
+
+
+def _is_number(cell: str) -> bool:
+    return cell == MISSING or cell.replace(".", "", 1).replace("%", "").replace("-", "", 1).strip().isdigit()
+
+
+def text(value: Any) -> str:
+    if value is None or value == "":
+        return MISSING
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1 else f"{value:.1f}"
+    return str(value)
+
+
+def percent(share: Any) -> str:
+    return MISSING if share is None else f"{100 * float(share):.0f} %"
+
+
+def duration(seconds: float | None) -> str:
+    """Return seconds in the two largest units that matter: 4.2 s, 3 min 05 s, 2 h 10 min, 3 d 4 h."""
+    if seconds is None:
+        return MISSING
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def clock(at: float | None) -> str:
+    """Return a Unix time as local date and time."""
+    return MISSING if at is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
+def status(report: Mapping[str, Any]) -> str:
+    """Return the screen of `morgan-background status`."""
+    resources, cache = report.get("resources", {}), report.get("cache", {})
+    execution, store, tasks = report.get("execution", {}), report.get("store", {}), report.get("tasks", {})
+    lines = [
+        f"service   {'running' if report.get('service_running') else 'draining'}, pid {report.get('pid', MISSING)},"
+        f" up {duration(report.get('uptime_s'))}, {report.get('lane', MISSING)} lane",
+        f"store     {store.get('kind', MISSING)}: {store.get('where', MISSING)}",
+        f"machine   CPU {percent(resources.get('cpu_usage'))} (ours {percent(resources.get('own_cpu'))}),"
+        f" memory {percent(resources.get('memory_usage'))}",
+        f"budget    {percent(resources.get('budget'))} of the machine: {resources.get('reason', MISSING)}",
+        f"tasks     {tasks.get('running', 0)} running, {tasks.get('pending', 0)} waiting,"
+        f" {report.get('scheduled_tasks', 0)} scheduled",
+        f"done      {execution.get('completed', 0)} completed, {execution.get('failed', 0)} failed,"
+        f" {execution.get('skipped', 0)} skipped",
+        f"cache     {cache.get('valid_entries', 0)} results, {cache.get('cache_size_mb', 0):.1f} MB,"
+        f" {percent(cache.get('cache_hit_rate'))} of {cache.get('cache_lookups', 0)} lookups hit",
+    ]
+    for one in report.get("running", []):
+        of = f"{one.get('done', 0)} of {one.get('total') or '?'}"
+        lines.append(
+            f"runs      {one.get('task_id')}: {of}, {one.get('note') or 'started'}, ETA {duration(one.get('eta_s'))}"
+        )
+    lines += [f"waits     {one.get('task_id')}: {one.get('why')}" for one in report.get("waiting", [])]
+    lines += [f"paused    {name or 'everything'}" for name in report.get("paused", [])]
+    lines += [f"problem   {problem}" for problem in report.get("problems", [])]
+    workers = report.get("workers", [])
+    if workers:
+        rows = [(w.get("index"), w.get("role"), w.get("pid"), w.get("state"), w.get("task_id")) for w in workers]
+        lines += ["", table(("worker", "role", "pid", "state", "task"), rows)]
+    return "\n".join(lines)
+
+
+def result(outcome: Mapping[str, Any]) -> str:
+    """Return a task's result, a key a line."""
+    width = max((len(key) for key in outcome), default=0)
+    return "\n".join(f"{key.ljust(width)}  {text(value)}" for key, value in outcome.items())
+
+
+def bar(done: int, total: int, note: str, eta_s: float | None, width: int = 28) -> str:
+    """Return one line of progress."""
+    if total <= 0:
+        return note or "working"
+    filled = min(width * done // total, width)
+    eta = f", {duration(eta_s)} left" if eta_s is not None and done < total else ""
+    return f"[{'#' * filled}{'.' * (width - filled)}] {done}/{total} {note}{eta}"

@@ -1,0 +1,122 @@
+"""Owns `run` and `tasks`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any
+
+from ..ipc import messages
+from ..ipc.client import Client, expect
+from ..ipc.errors import InvalidArgument
+from ..ipc.records import TaskRecord, TaskStatus
+from . import render
+from .progress import Progress
+from .session import client_of, print_json
+
+LONG_POLL_S = 20.0
+
+
+def run(args: argparse.Namespace) -> int:
+    """Hand in a task and follow it. Ctrl-C leaves it running and says how to cancel it."""
+    submit = messages.Submit(
+        task_type=args.type, collection=args.collection, params=_params(args.set), priority=1, is_forced=args.force
+    )
+    with client_of(args) as client:
+        task_id = expect(messages.Submitted, client.request(submit)).task_id
+        if args.no_wait:
+            print_json({"task_id": task_id}) if args.json else print(task_id)
+            return 0
+        try:
+            record = follow(client, task_id)
+        except KeyboardInterrupt:
+            print(f"\n{task_id} goes on; `morgan-background tasks cancel {task_id}` ends it", file=sys.stderr)
+            raise
+    if args.json:
+        print_json(record)
+    else:
+        print(f"{record.task_id}: {record.status.value}")
+        if record.result:
+            print(render.result(record.result))
+    if record.error_message:
+        print(f"morgan-background: {record.error_message}", file=sys.stderr)
+    return 0 if record.status in (TaskStatus.COMPLETED, TaskStatus.SKIPPED) else 1
+
+
+def follow(client: Client, task_id: str) -> TaskRecord:
+    """Show a task's progress until it has ended; return its record."""
+    progress, seen, reason = Progress(), -1, ""
+    while True:
+        ask = messages.GetTask(task_id=task_id, seen=seen, wait_s=LONG_POLL_S if seen >= 0 else 0)
+        record = expect(messages.TaskReply, client.request(ask, LONG_POLL_S + 10)).task
+        seen = record.version
+        if record.status.is_final:
+            progress.clear()
+            return record
+        if record.status is TaskStatus.PENDING and record.waits_for != reason:
+            reason = record.waits_for
+            progress.say(f"waiting: {reason}")
+        at = record.progress
+        if record.status is TaskStatus.RUNNING:
+            progress.show(at.done, at.total, at.note or "loading the model", at.eta_s)
+
+
+def _params(pairs: list[str]) -> dict[str, Any]:
+    """Return KEY=VALUE pairs as parameters; a value that is no JSON is a text."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise InvalidArgument(f"--set {pair!r}: write KEY=VALUE")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
+
+
+def tasks(args: argparse.Namespace) -> int:
+    with client_of(args) as client:
+        match args.verb:
+            case "list":
+                limit, status = getattr(args, "limit", 20), getattr(args, "status", None)
+                ask = messages.ListTasks(limit=limit, status=status)
+                _print_tasks(args, expect(messages.TaskList, client.request(ask)).tasks)
+            case "show":
+                record = expect(messages.TaskReply, client.request(messages.GetTask(task_id=args.id))).task
+                print_json(record)
+            case "cancel":
+                done = expect(messages.Done, client.request(messages.CancelTask(task_id=args.id)))
+                _say(args, "it had ended already" if done.count == 0 else "cancelled: it stops at its next step")
+            case "requeue":
+                client.request(messages.Requeue(task_id=args.id))
+                _say(args, "it is tried again")
+            case "pause":
+                client.request(messages.Pause(collection=args.collection))
+                _say(args, f"paused: {args.collection or 'everything'}")
+            case "resume":
+                client.request(messages.Resume(collection=args.collection))
+                _say(args, f"resumed: {args.collection or 'everything'}")
+    return 0
+
+
+def _say(args: argparse.Namespace, words: str) -> None:
+    print_json({"message": words}) if args.json else print(words)
+
+
+def _print_tasks(args: argparse.Namespace, found: tuple[TaskRecord, ...]) -> None:
+    if args.json:
+        print_json(found)
+        return
+    rows = [
+        (
+            t.task_id,
+            t.status.value,
+            f"{t.progress.done}/{t.progress.total}" if t.progress.total else None,
+            render.clock(t.created_at),
+            t.waits_for or t.error_message or "",
+        )
+        for t in found
+    ]
+    print(render.table(("task", "state", "progress", "handed in", "why"), rows) if rows else "no tasks yet")
