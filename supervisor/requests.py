@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from .. import __version__
 from ..ipc import messages as m
 from ..ipc.errors import InvalidArgument, MorganError, TaskNotFound
 from ..ipc.paths import RuntimePaths
 from ..ipc.query import query_hash
 from ..ipc.records import ScheduleRecord, TaskRecord, TaskStatus
+from ..ipc.version import VERSION
 from . import scheduler
 from .core import Core
 from .params import check_params
@@ -42,7 +42,7 @@ class Requests:
                 return m.Welcome(
                     rid=rid,
                     pid=self._pid,
-                    version=__version__,
+                    version=VERSION,
                     state_dir=self._state_dir,
                     results_path=str(self._runtime.results),
                     readers_dir=str(self._runtime.readers),
