@@ -22,13 +22,12 @@ def scope_of(query_filter: Mapping[str, Any] | None, tenant: str = "") -> str:
     """Return the canonical text of a filter and tenant; "" for neither. Results of one scope are never another's."""
     if not query_filter and not tenant:
         return ""
-    return json.dumps([tenant, query_filter or {}], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return json.dumps([tenant, dict(query_filter or {})], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def key_bytes(text: str, collection: str, scope: str = "") -> bytes:
-    """Return what is hashed and compared: normal form, collection and scope, length-prefixed so that none can run over."""
-    parts = (normalise(text).encode(), collection.encode(), scope.encode())
-    return b"".join(len(part).to_bytes(4, "little") + part for part in parts)
+    """Return what is hashed and compared: collection, scope and normal form, with lengths so that none can run over."""
+    return f"{len(collection)} {len(scope)} {collection}{scope}{normalise(text)}".encode("utf-8", "surrogatepass")
 
 
 def query_hash(text: str, collection: str, scope: str = "") -> str:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import zmq
 
+from .errors import ConfigError
+
 HIGH_WATER = 1000  # messages queued to a worker or from one; a task in flight makes a few
 CLIENT_HIGH_WATER = 16  # unread requests of one client: the seventeenth waits in the client's own memory
 HANDSHAKE_MS = 1000  # a peer that connects and says nothing is dropped
@@ -24,10 +26,10 @@ def bind_router(
     """Return a ROUTER bound to a Unix socket at `path`, mode 0600 in a directory of mode 0700.
 
     The caller holds the runtime directory's lock: a second bind of the same path would succeed and deafen the first.
-    Raises ValueError if the path is too long for a Unix socket.
+    Raises ConfigError if the path is too long for a Unix socket.
     """
     if len(os.fsencode(path)) > MAX_SOCKET_PATH:
-        raise ValueError(f"{path} is longer than {MAX_SOCKET_PATH} bytes: set MORGAN_RUNTIME_DIR to a shorter folder")
+        raise ConfigError(f"{path} is longer than {MAX_SOCKET_PATH} bytes: set MORGAN_RUNTIME_DIR to a shorter folder")
     socket = context.socket(zmq.ROUTER)
     socket.setsockopt(zmq.LINGER, LINGER_MS)
     socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
@@ -44,11 +46,13 @@ def bind_router(
     return socket
 
 
-def connect_dealer(context: zmq.Context[zmq.Socket[bytes]], path: Path, *, identity: bytes = b"") -> zmq.Socket[bytes]:
+def connect_dealer(
+    context: zmq.Context[zmq.Socket[bytes]], path: Path, *, identity: bytes = b"", high_water: int = HIGH_WATER
+) -> zmq.Socket[bytes]:
     """Return a DEALER connected to the ROUTER at `path`; it connects by itself whenever that appears."""
     socket = context.socket(zmq.DEALER)
     socket.setsockopt(zmq.LINGER, LINGER_MS)
-    socket.setsockopt(zmq.SNDHWM, HIGH_WATER)
+    socket.setsockopt(zmq.SNDHWM, high_water)  # before the connection: afterwards it would be for later ones alone
     socket.setsockopt(zmq.RCVHWM, HIGH_WATER)
     # ipc reconnects are cheap; 50 ms to 1 s keeps a restarted supervisor from being noticed late
     socket.setsockopt(zmq.RECONNECT_IVL, 50)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from collections.abc import Iterable
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -13,6 +14,9 @@ from .messages import PROTOCOL_VERSION, Message, Reply, Request
 
 MAX_CLIENT_BYTES = 64 * 1024
 """Per frame of a client's request, and requests are one frame: the whole request."""
+
+MAX_DEPTH = 64
+"""Of maps and lists inside one another. Msgspec reads about 980 and then fails to write what it has read."""
 
 T = TypeVar("T")
 
@@ -31,9 +35,10 @@ _envelope = msgspec.msgpack.Decoder(_Envelope)
 
 
 class Codec(Generic[T]):
-    """Decodes one union of messages, strictly typed."""
+    """Decodes one union of messages, strictly typed. `is_bounded`: refuses what is nested deeper than MAX_DEPTH."""
 
-    def __init__(self, union: object) -> None:
+    def __init__(self, union: object, *, is_bounded: bool = False) -> None:
+        self._is_bounded = is_bounded
         self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(union)
 
     def decode(self, frame: bytes) -> T:
@@ -48,14 +53,39 @@ class Codec(Generic[T]):
             raise ProtocolError(
                 f"protocol version {version}, this side speaks {PROTOCOL_VERSION}: update the older one"
             )
+        if self._is_bounded and _is_deep(found):
+            raise ProtocolError(f"maps and lists inside one another are more than {MAX_DEPTH} deep")
         return found
 
 
-requests: Codec[Request] = Codec(Request)
+def _is_deep(message: object) -> bool:
+    """Say whether containers are nested more than MAX_DEPTH deep. Iterative: recursion is what it guards against."""
+    level = [message]
+    for _ in range(MAX_DEPTH + 1):
+        level = [part for one in level for part in _parts(one) if isinstance(part, _CONTAINERS)]
+        if not level:
+            return False
+    return True
+
+
+_CONTAINERS = (dict, list, tuple, msgspec.Struct)
+
+
+def _parts(one: Any) -> Iterable[Any]:
+    match one:
+        case dict():
+            return (*one, *one.values())
+        case msgspec.Struct():
+            return (getattr(one, name) for name in one.__struct_fields__)
+        case _:
+            return tuple(one)
+
+
+requests: Codec[Request] = Codec(Request, is_bounded=True)
 replies: Codec[Reply] = Codec(Reply)
 commands: Codec[Command] = Codec(Command)
 events: Codec[Event] = Codec(Event)
-calls: Codec[Call] = Codec(Call)
+calls: Codec[Call] = Codec(Call, is_bounded=True)
 answers: Codec[Answer] = Codec(Answer)
 
 

@@ -55,11 +55,23 @@ def serve(config: Config) -> int:
     journal = Journal(state_dir / "journal.sqlite3")
     settings = core_settings(config)
     poller = zmq.Poller()
-    threads = settings.worker.model.threads
-    jitter = random.SystemRandom().random
-    pool = Pool(config.workers(), runtime.workers, poller, threads=threads, jitter=jitter)
+    pool = Pool(
+        config.workers(),
+        runtime.workers,
+        poller,
+        threads=settings.worker.model.threads,
+        log_level=config.service.log_level,
+        jitter=random.SystemRandom().random,
+    )
     # the owner answers the application's own searches: its work counts as the application's
-    core = make_core(config, settings, runtime, journal, own_pids=lambda: pool.pids(Role.TASKS))
+    core = make_core(
+        config,
+        settings,
+        runtime,
+        journal,
+        own_pids=lambda: pool.pids(Role.TASKS),
+        saved_results=state_dir / "results.saved",
+    )
     rebuilt = {"journal": journal.rebuilt_because, "result store": core.keeper.store.rebuilt_because}
     for about, what in rebuilt.items():
         if what:

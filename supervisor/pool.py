@@ -6,13 +6,13 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import zmq
 
+from ..ipc import launch
 from ..ipc.commands import Role
 from .restarts import Slot, after_death
 
@@ -45,9 +45,18 @@ class Pool:
         poller: zmq.Poller,
         *,
         threads: int,
+        log_level: str,
         jitter: Callable[[], float],
     ) -> None:
-        self._socket, self._poller, self._threads, self._jitter = socket, poller, threads, jitter
+        self._socket, self._poller, self._jitter = socket, poller, jitter
+        self._environment = launch.environment(
+            {
+                "MORGAN_SERVICE_LOG_LEVEL": log_level,
+                # BLAS and OpenMP read their thread count once, at import
+                "OMP_NUM_THREADS": str(threads),
+                "MKL_NUM_THREADS": str(threads),
+            }
+        )
         self._roles = {OWNER_INDEX: Role.OWNER} | dict.fromkeys(range(1, tasks + 1), Role.TASKS)
         self._slots = {index: Slot() for index in self._roles}
         self.processes: dict[int, Process] = {}
@@ -80,23 +89,17 @@ class Pool:
         # Task workers take the CPUs from the last one down: the first is where interrupts and most daemons are.
         cpu = self._cpus[-1 - (index - 1) % len(self._cpus)]
         arguments = [
-            *(sys.executable, "-m", __package__.rpartition(".")[0] + ".workers"),
             *("--role", role.value, "--index", str(index)),
             *("--socket", str(self._socket), "--parent", str(os.getpid())),
             *(("--cpu", str(cpu)) if role is Role.TASKS else ()),
         ]
-        popen = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, env=self._environment(), process_group=0)
+        popen = subprocess.Popen(
+            launch.command("workers", *arguments), stdin=subprocess.DEVNULL, env=self._environment, process_group=0
+        )
         pidfd = os.pidfd_open(popen.pid)
         self._poller.register(pidfd, zmq.POLLIN)
         self.processes[index] = Process(index, role, popen, pidfd, now)
         log.info("worker %d (%s) started as pid %d", index, role.value, popen.pid)
-
-    def _environment(self) -> dict[str, str]:
-        # The package is found where this process found it, installed or not. BLAS and OpenMP read their thread count
-        # once, at import. The packaged or configured weights are local: no hub is asked unless the user says so.
-        path = os.pathsep.join(p for p in (_import_root(), os.environ.get("PYTHONPATH", "")) if p)
-        threads = str(self._threads)
-        return os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
 
     def by_identity(self, identity: bytes) -> Process | None:
         return next((p for p in self.processes.values() if p.identity == identity), None)
@@ -123,9 +126,3 @@ class Pool:
     def signal_all(self, signum: signal.Signals) -> None:
         for process in self.processes.values():
             process.popen.send_signal(signum)
-
-
-def _import_root() -> str:
-    """Return the folder that holds the `morgan` namespace this process runs from."""
-    package = sys.modules[__package__.rpartition(".")[0]]
-    return str(Path(package.__path__[0]).absolute().parents[1])

@@ -25,12 +25,17 @@ class Contents(msgspec.Struct, frozen=True):
 
 
 class Catalog:
-    """Reads the file once, and replaces it whole with every change: an alias swap is one rename."""
+    """Reads the file once, and replaces it whole with every change: an alias swap is one rename.
+
+    Writes an empty one where there is none, so that a file that was lost can be told from one that never was.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.contents = Contents()
-        if path.exists():
+        if not path.exists():
+            self._replace()
+        else:
             try:
                 self.contents = msgspec.json.decode(path.read_bytes(), type=Contents)
             except (msgspec.MsgspecError, UnicodeDecodeError) as error:

@@ -18,18 +18,19 @@ from typing import Any
 
 import numpy as np
 
-from ..ipc.errors import InvalidArgument, StoreLocked, StoreUnavailable
+from ..ipc.errors import ConfigError, InvalidArgument, StoreLocked, StoreUnavailable
 from ..ipc.records import CollectionInfo, Hit, Point, PointId
 from .catalog import Catalog, Entry
 from .fingerprint import fingerprint
-from .names import check_distance, check_vectors, not_found, vector_of
+from .names import check_distance, check_filter, check_id, check_vectors, not_found, vector_of
 from .vectors import STAMP_KEY, Rewrite, Vectors
 
 log = logging.getLogger(__name__)
 
 
 class EdgeStore:
-    """A VectorStore in the folder `path`. Raises StoreLocked while another process has it open.
+    """A VectorStore in the folder `path`. Raises StoreLocked while another process has it open, and ConfigError where
+    its catalog is damaged or lost.
 
     Writes are durable on return: the engine's write-ahead log survives SIGKILL, and `flush` on close orders it to disk.
     """
@@ -46,12 +47,22 @@ class EdgeStore:
         (path / "shards").mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = _lock(path / "lock")
         try:
-            self._catalog = Catalog(path / "catalog.json")
+            self._catalog = self._open_catalog()
             self._remove_orphans()
         except BaseException:
             os.close(self._lock)
             raise
         self._shards: dict[str, Any] = {}
+
+    def _open_catalog(self) -> Catalog:
+        """Raises ConfigError if the file is lost: then every shard would look like one that no collection has."""
+        path = self._path / "catalog.json"
+        if not path.exists() and any((self._path / "shards").iterdir()):
+            raise ConfigError(
+                f"{path} is missing, but there are shards beside it: restore it from a backup,"
+                f" or remove {self._path} to begin with an empty store"
+            )
+        return Catalog(path)
 
     def _remove_orphans(self) -> None:
         """Remove shard folders that no collection has: what a crash left between their creation and the catalog."""
@@ -129,7 +140,7 @@ class EdgeStore:
     ) -> tuple[list[Point], PointId | None]:
         shard, info = self._open(name)
         request = self._edge.ScrollRequest(
-            offset=_native(after) if after is not None else None,
+            offset=check_id(after) if after is not None else None,
             limit=limit,
             with_payload=True,
             with_vector=with_vectors,
@@ -139,7 +150,7 @@ class EdgeStore:
 
     def fetch(self, name: str, ids: Sequence[PointId], *, with_vectors: bool = False) -> list[Point]:
         shard, info = self._open(name)
-        records = shard.retrieve([_native(i) for i in ids], with_payload=True, with_vector=with_vectors)
+        records = shard.retrieve([check_id(i) for i in ids], with_payload=True, with_vector=with_vectors)
         return [_point(record, info) for record in records]
 
     def search(
@@ -171,10 +182,18 @@ class EdgeStore:
         if not wanted:
             return None
         edge = self._edge
+        check_filter(wanted)
+
+        def condition(key: str, value: Any) -> Any:
+            # the engine takes a Python bool for a whole number, so that True matched 1; a numpy one it takes as it is
+            match = edge.MatchValue(np.bool_(value) if isinstance(value, bool) else value)
+            return edge.FieldCondition(key, match=match)
+
         conditions = [
-            edge.FieldCondition(
-                key, match=edge.MatchAny(list(value)) if isinstance(value, list | tuple) else edge.MatchValue(value)
-            )
+            # MatchAny takes texts or whole numbers alone
+            edge.Filter(should=[condition(key, one) for one in value])
+            if isinstance(value, list | tuple)
+            else condition(key, value)
             for key, value in wanted.items()
         ]
         return edge.Filter(must=conditions)
@@ -182,7 +201,7 @@ class EdgeStore:
     def upsert(self, name: str, points: Sequence[Point]) -> None:
         shard, info = self._open(name)
         # every point is checked before any is written: a batch is written whole or not at all
-        rows = [(_native(point.id), vector_of(point, info).tolist(), point.payload) for point in points]
+        rows = [(check_id(point.id), vector_of(point, info).tolist(), point.payload) for point in points]
         named = info.vector_name
         native = [self._edge.Point(i, {named: v} if named else v, payload) for i, v, payload in rows]
         if native:
@@ -191,7 +210,7 @@ class EdgeStore:
     def delete(self, name: str, ids: Sequence[PointId]) -> None:
         shard, _ = self._open(name)
         if ids:
-            shard.update(self._edge.UpdateOperation.delete_points([_native(i) for i in ids]))
+            shard.update(self._edge.UpdateOperation.delete_points([check_id(i) for i in ids]))
 
     def rewrite(self, name: str, rewrites: Sequence[Rewrite]) -> int:
         """See VectorStore. Atomic against all other writers: they pass through this one process, one call at a time."""
@@ -211,7 +230,7 @@ class EdgeStore:
         # One upsert a point, vector and stamp together: killed between two operations, a vector would have no stamp.
         points = [
             edge.Point(
-                _native(one.id),
+                check_id(one.id),
                 {named: one.vector.tolist()} if named else one.vector.tolist(),
                 held[one.id] | {STAMP_KEY: dict(one.stamp)},
             )
@@ -220,11 +239,11 @@ class EdgeStore:
         if named:  # other named vectors of the point must stay: the upsert would replace them
             shard.update(
                 edge.UpdateOperation.update_vectors(
-                    [edge.PointVectors(_native(one.id), {named: one.vector.tolist()}) for one in fresh]
+                    [edge.PointVectors(check_id(one.id), {named: one.vector.tolist()}) for one in fresh]
                 )
             )
             for one in fresh:
-                shard.update(edge.UpdateOperation.set_payload([_native(one.id)], {STAMP_KEY: dict(one.stamp)}))
+                shard.update(edge.UpdateOperation.set_payload([check_id(one.id)], {STAMP_KEY: dict(one.stamp)}))
         else:
             shard.update(edge.UpdateOperation.upsert_points(points, update_mode=edge.UpdateMode.UpdateOnly))
         return len(fresh)
@@ -248,16 +267,6 @@ def _lock(path: Path) -> int:
             " or stop it (`morgan-background stop`)"
         ) from None
     return fd
-
-
-def _native(point_id: PointId) -> int | uuid.UUID:
-    """Return an id as the engine takes it. Raises InvalidArgument for text that is no UUID."""
-    if isinstance(point_id, int):
-        return point_id
-    try:
-        return uuid.UUID(point_id)
-    except ValueError:
-        raise InvalidArgument(f"a point's id is a whole number or a UUID, not {point_id!r}") from None
 
 
 def _id(native: Any) -> PointId:

@@ -12,7 +12,7 @@ from ..ipc.errors import InvalidArgument, StoreUnavailable
 from ..ipc.records import CollectionInfo, Hit, Point, PointId
 from ..ipc.settings import Secret, StoreSettings
 from .fingerprint import fingerprint
-from .names import check_distance, check_vectors, not_found, taken, vector_of
+from .names import check_distance, check_filter, check_id, check_vectors, not_found, taken, vector_of
 from .vectors import STAMP_KEY, Rewrite, Vectors
 
 P = ParamSpec("P")
@@ -173,6 +173,8 @@ class QdrantStore:
 
         info = self.info(name)
         rows = [(point, vector_of(point, info).tolist()) for point in points]
+        for point in points:
+            check_id(point.id)
         named = info.vector_name
         structs = [
             models.PointStruct(id=point.id, vector={named: vector} if named else vector, payload=point.payload)
@@ -273,10 +275,13 @@ def settings_of(client: Any) -> StoreSettings:
     if not url:
         scheme = "https" if options.get("https") else "http"
         url = f"{scheme}://{options['host']}:{options.get('port') or 6333}"
+        options.pop("port", None)
     return StoreSettings(
         url=str(url),
         api_key=Secret(options.get("api_key") or ""),
         timeout_s=float(options.get("timeout") or 30.0),
+        # both say where the server is, beside the url
+        client_options={key: options[key] for key in ("port", "prefix") if options.get(key) is not None},
     )
 
 
@@ -285,13 +290,16 @@ def _filter(wanted: Mapping[str, Any] | None) -> Any:
         return None
     from qdrant_client import models
 
+    check_filter(wanted)
+
+    def condition(key: str, value: Any) -> models.FieldCondition:
+        return models.FieldCondition(key=key, match=models.MatchValue(value=value))
+
     conditions: list[Any] = [
-        models.FieldCondition(
-            key=key,
-            match=models.MatchAny(any=list(value))
-            if isinstance(value, list | tuple)
-            else models.MatchValue(value=value),
-        )
+        # MatchAny takes texts or whole numbers alone
+        models.Filter(should=[condition(key, one) for one in value])
+        if isinstance(value, list | tuple)
+        else condition(key, value)
         for key, value in wanted.items()
     ]
     return models.Filter(must=conditions)
