@@ -25,6 +25,11 @@ class Arena:
                 self._add_free(self._next, (offset - self._next) // BLOCK)
             self._next = offset + blocks * BLOCK
 
+    @property
+    def end_of_use(self) -> int:
+        """The offset from which nothing was ever written."""
+        return self._next
+
     def take(self, blocks: int) -> int | None:
         """Return the offset of a free extent of `blocks`; None where there is none without compaction."""
         if exact := self._free.get(blocks):

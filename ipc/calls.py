@@ -99,6 +99,16 @@ class Delete(Message, tag="delete", frozen=True):
     ids: tuple[PointId, ...]
 
 
+class ReportChange(Message, tag="report_change", frozen=True):
+    """Say that the application wrote or deleted points by itself; results they can alter are dropped. Answer: Changed.
+
+    The points are looked up: those that are there were written, the others deleted. No ids: any may have changed.
+    """
+
+    collection: str
+    ids: tuple[PointId, ...] = ()
+
+
 class RewriteItem(Record, frozen=True):
     id: PointId
     vector: bytes
@@ -127,6 +137,7 @@ Call = (
     | Embed
     | Upsert
     | Delete
+    | ReportChange
     | RewriteMany
 )
 
@@ -141,9 +152,10 @@ class Page(Message, tag="page", frozen=True):
 
 
 class HitLists(Message, tag="hit_lists", frozen=True):
-    """One list a query vector, best first."""
+    """One list a query vector, best first. `as_of`: the number of the last change before (commands.PointsChanged)."""
 
     hits: tuple[tuple[Hit, ...], ...]
+    as_of: int = 0
 
 
 class Computed(Message, tag="computed", frozen=True):

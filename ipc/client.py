@@ -21,6 +21,7 @@ from .paths import RuntimePaths, default_runtime_dir, default_state_dir
 from .query import scope_of
 from .reader import ResultReader
 from .records import CollectionInfo, Hit, Point, PointId
+from .result import CachedResult
 from .tracker import Tracker
 
 REQUEST_S = 5.0  # the supervisor answers within one turn of its loop; this is for a machine under load
@@ -104,7 +105,7 @@ class Client:
         began = time.perf_counter()
         scope = scope_of(query_filter, tenant)
         held = self.reader.get(text, collection, scope)
-        if held is not None and len(held.ids) >= limit:
+        if held is not None and _serves(held, limit, is_reranked=is_reranked):
             hits, is_precomputed = held.hits()[:limit], True
         else:
             answer = expect(
@@ -122,7 +123,7 @@ class Client:
             )
             hits, is_precomputed = hits_of(answer), False
         response_s = time.perf_counter() - began
-        self._tracker.track(text, collection, response_s, scope)
+        self.post(messages.Track(query=text, collection=collection, response_s=response_s, scope=scope))
         return SearchResult(hits[:limit], is_precomputed, response_s)
 
     def create_collection(self, name: str, vector_size: int = 0, distance: str = "cosine") -> CollectionInfo:
@@ -158,9 +159,23 @@ class Client:
         """Delete points by id; return how many ids were given."""
         return expect(calls.Changed, self.call(calls.Delete(collection=collection, ids=tuple(ids)))).count
 
+    def report_change(self, collection: str, ids: Iterable[PointId] = ()) -> None:
+        """Say that points were written or deleted without this client; results they can alter are dropped on return.
+
+        Without `ids`: any point may have changed, every result of the collection is dropped.
+        """
+        expect(calls.Changed, self.call(calls.ReportChange(collection=collection, ids=tuple(ids))))
+
     def track(self, query: str, collection: str, response_s: float = 0.0) -> None:
         """Report a search the application made itself. Never blocks."""
-        self._tracker.track(query, collection, response_s)
+        self.post(messages.Track(query=query, collection=collection, response_s=response_s))
+
+    def post(self, message: messages.Track | messages.Publish) -> None:
+        """Tell the supervisor something and want no reply. Never blocks; what is dropped is counted."""
+        dropped_before = self._tracker.dropped
+        self._tracker.post(message)
+        if self._tracker.dropped != dropped_before:
+            self.reader.count_dropped(self._tracker.dropped)
 
     def status(self) -> dict[str, Any]:
         return expect(messages.Report, self.request(messages.Status())).report
@@ -180,6 +195,12 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _serves(held: CachedResult, limit: int, *, is_reranked: bool) -> bool:
+    """Say whether a cached result answers a search: it has rows enough or all there are, and is reranked if asked."""
+    is_whole = held.cutoff is None and len(held.candidates) <= len(held)
+    return (len(held) >= limit or is_whole) and not (is_reranked and len(held) and not len(held.rerank_scores))
 
 
 def expect(kind: type[R], reply: Message) -> R:

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from .messages import Message
-from .records import ComputedResult, QueryJob, TaskProgress, TaskType
+from .records import ComputedResult, PointId, QueryJob, TaskProgress, TaskType
 from .settings import WorkerSettings
 
 
@@ -27,6 +27,7 @@ class Configure(Message, tag="configure", frozen=True):
     settings: WorkerSettings
     board_path: str
     owner_socket: str
+    results_path: str
     board_row: int
 
 
@@ -39,6 +40,7 @@ class Run(Message, tag="run", frozen=True):
     attempt: int
     params: dict[str, Any] = {}
     queries: tuple[QueryJob, ...] = ()
+    cached: tuple[QueryJob, ...] = ()  # those that have a result, to be seen whether it still holds
     checkpoint: dict[str, Any] | None = None
 
 
@@ -53,7 +55,13 @@ class Drain(Message, tag="drain", frozen=True):
     """Finish the step, report Stopped, leave."""
 
 
-Command = Configure | Run | StopTask | Drain
+class ChangeSeen(Message, tag="change_seen", frozen=True):
+    """What PointsChanged `seq` can alter is out of the result store."""
+
+    seq: int
+
+
+Command = Configure | Run | StopTask | Drain | ChangeSeen
 
 # --- worker -> supervisor ---------------------------------------------------------------------------------------------
 
@@ -68,12 +76,29 @@ class Started(Message, tag="started", frozen=True):
     """The owner serves its socket from now on."""
 
 
+class PointsChanged(Message, tag="points_changed", frozen=True):
+    """Documents of a collection were written (`vectors`: float32 of shape (vector_count, D)) or deleted.
+
+    The owner answers whoever wrote them after the supervisor's ChangeSeen: from then on no cached result is older.
+    """
+
+    seq: int  # grows with every change; results say up to which one they were computed
+    names: tuple[str, ...]  # the collection's own and its aliases
+    ids: tuple[PointId, ...] = ()
+    vectors: bytes = b""
+    vector_count: int = 0
+    distance: str = "cosine"
+    is_whole: bool = False  # any document may have changed: dropped, or an alias was pointed elsewhere
+    is_soft: bool = False  # a re-index: what was computed before it is served until it is computed again
+
+
 class Progress(Message, tag="progress", frozen=True):
     task_id: str
     attempt: int
     progress: TaskProgress
     checkpoint: dict[str, Any] | None = None
     results: tuple[ComputedResult, ...] = ()
+    changes: tuple[PointsChanged, ...] = ()
 
 
 class Published(Message, tag="published", frozen=True):
@@ -111,4 +136,4 @@ class Stopped(Message, tag="stopped", frozen=True):
     cpu_s: float
 
 
-Event = Ready | Started | Progress | Published | Finished | Failed | Stopped
+Event = Ready | Started | Progress | Published | PointsChanged | Finished | Failed | Stopped

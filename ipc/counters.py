@@ -1,8 +1,10 @@
-"""Owns the counts of hits and lookups: one small file a reader, written by that reader alone, summed by the supervisor.
+"""Owns the counts of hits and misses: one small file a reader, written by that reader alone, summed by the supervisor.
 
-    words  0 magic | 1 pid | 2 start time of the pid | 3 lookups | 4 hits | 5 slots counted | 16... hits of each index slot
+    words  0 magic | 1 pid | 2 start time of the pid | 3 misses | 4 dropped reports | 5 slots | 6 epoch of the store |
+           7 closed | 16... hits of each index slot
 
-Readers stay read-only on the store itself. A row of a dead reader is added to the sum and removed.
+Readers stay read-only on the store itself. A row that is closed, or whose process has ended, is added to the sum and
+removed. A row counts the slots of one file of the store: it has that file's epoch.
 """
 
 from __future__ import annotations
@@ -13,8 +15,10 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-MAGIC = int.from_bytes(b"MGREADR1", "little")
-W_MAGIC, W_PID, W_START, W_LOOKUPS, W_HITS, W_SLOTS = range(6)
+import numpy as np
+
+MAGIC = int.from_bytes(b"MGREADR2", "little")
+W_MAGIC, W_PID, W_START, W_MISSES, W_DROPPED, W_SLOTS, W_EPOCH, W_CLOSED = range(8)
 W_OF_SLOT = 16
 
 
@@ -31,49 +35,62 @@ def start_time(pid: int) -> int | None:
 
 
 class ReaderCounters:
-    """This process's row. Threads share it; `itertools.count` makes their counting exact without a lock."""
+    """This process's row for one file of the store. Raises OSError where it cannot be made."""
 
     _numbers = itertools.count()
 
-    def __init__(self, folder: Path, slots: int) -> None:
+    def __init__(self, folder: Path, slots: int, epoch: int) -> None:
         pid = os.getpid()
         self.path = folder / f"{pid}-{start_time(pid)}-{next(self._numbers)}"
         size = 8 * (W_OF_SLOT + slots)
         fd = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(fd, 0, size)
-            self._map = mmap.mmap(fd, size)
+            memory = mmap.mmap(fd, size)
+        except OSError:
+            self.path.unlink()
+            raise
         finally:
             os.close(fd)
-        self._map.madvise(mmap.MADV_DONTFORK)
-        self._words = memoryview(self._map).cast("Q")
-        self.slots = slots
-        self._words[W_PID], self._words[W_START], self._words[W_SLOTS] = pid, start_time(pid) or 0, slots
+        memory.madvise(mmap.MADV_DONTFORK)
+        self._words = memoryview(memory).cast("Q")
+        self.hits = self._words[W_OF_SLOT:]
+        """Hits of each slot. Counted with one `itertools.count` a slot: exact over threads without a lock."""
+        self._words[W_PID], self._words[W_START] = pid, start_time(pid) or 0
+        self._words[W_SLOTS], self._words[W_EPOCH] = slots, epoch
         self._words[W_MAGIC] = MAGIC
-        self._lookups, self._hits = itertools.count(1), itertools.count(1)
+        self._misses = itertools.count(1)
 
-    def lookup(self) -> None:
-        self._words[W_LOOKUPS] = next(self._lookups)
+    def miss(self) -> None:
+        self._words[W_MISSES] = next(self._misses)
 
-    def hit(self, slot: int) -> None:
-        self._words[W_HITS] = next(self._hits)
-        if slot < self.slots:  # a store that grew since has more: those count in the total alone
-            self._words[W_OF_SLOT + slot] += 1
+    def set_dropped(self, count: int) -> None:
+        self._words[W_DROPPED] = count
 
     def close(self) -> None:
-        """Let go of the row and leave its file: the supervisor folds it in once this process has ended."""
-        self._words.release()
-        self._map.close()
+        """Say that nothing more is counted. The views stay: another thread may be counting its last hit."""
+        self._words[W_CLOSED] = 1
 
 
 @dataclass(frozen=True, slots=True)
 class CounterTotals:
-    """`lookups` and `hits` since the fold began; `per_slot` hits since the last fold."""
+    """`lookups`, `hits` and `dropped` since the fold began; `per_slot` hits since the last fold, of one epoch's slots."""
 
     lookups: int
     hits: int
+    dropped: int = 0
     per_slot: dict[int, int] = field(default_factory=dict)
     readers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    misses: int
+    hits: int
+    dropped: int
+    epoch: int
+    is_closed: bool
+    of_slot: dict[int, int]
 
 
 class CounterFold:
@@ -81,11 +98,12 @@ class CounterFold:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._base_lookups = self._base_hits = 0
-        self._seen: dict[str, tuple[int, dict[int, int]]] = {}  # file -> hits and hits of slots at the last fold
+        self._base = [0, 0, 0]  # misses, hits, dropped of the rows that are gone
+        self._seen: dict[str, _Row] = {}  # file -> its row at the last fold
 
-    def fold(self) -> CounterTotals:
-        lookups = hits = readers = 0
+    def fold(self, epoch: int = 0) -> CounterTotals:
+        """Return the sums; hits of slots are those of the store's file `epoch` alone."""
+        sums, readers = list(self._base), 0
         per_slot: dict[int, int] = {}
         for path in sorted(self._folder.iterdir()) if self._folder.is_dir() else []:
             # liveness first: what a reader counted before it was seen dead is in the row that is read after
@@ -93,23 +111,22 @@ class CounterFold:
             row = _read(path)
             if row is None:
                 continue
-            row_lookups, row_hits, of_slot = row
-            seen_hits, seen = self._seen.get(path.name, (0, {}))
-            if row_hits != seen_hits:
-                for slot, count in of_slot.items():
-                    if fresh := count - seen.get(slot, 0):
+            seen = self._seen.get(path.name)
+            if row.epoch == epoch and (seen is None or row.hits != seen.hits):
+                for slot, count in row.of_slot.items():
+                    if fresh := count - (seen.of_slot.get(slot, 0) if seen else 0):
                         per_slot[slot] = per_slot.get(slot, 0) + fresh
-            if is_alive:
+            counts = row.misses, row.hits, row.dropped
+            sums = [total + count for total, count in zip(sums, counts, strict=True)]
+            if is_alive and not row.is_closed:
                 readers += 1
-                self._seen[path.name] = row_hits, of_slot
-                lookups += row_lookups
-                hits += row_hits
+                self._seen[path.name] = row
             else:
-                self._base_lookups += row_lookups
-                self._base_hits += row_hits
+                self._base = [total + count for total, count in zip(self._base, counts, strict=True)]
                 self._seen.pop(path.name, None)
                 path.unlink(missing_ok=True)
-        return CounterTotals(self._base_lookups + lookups, self._base_hits + hits, per_slot, readers)
+        misses, hits, dropped = sums
+        return CounterTotals(misses + hits, hits, dropped, per_slot, readers)
 
 
 def _is_alive(name: str) -> bool:
@@ -117,13 +134,22 @@ def _is_alive(name: str) -> bool:
     return str(start_time(int(pid))) == started
 
 
-def _read(path: Path) -> tuple[int, int, dict[int, int]] | None:
-    """Return lookups, hits and the slots' hits of a row; None for a file that is no row (yet)."""
+def _read(path: Path) -> _Row | None:
+    """Return a row; None for a file that is no row (yet)."""
     raw = path.read_bytes()
     if len(raw) < 8 * W_OF_SLOT:
         return None
     words = memoryview(raw).cast("Q")
     if words[W_MAGIC] != MAGIC:
         return None
-    of_slot = {slot: count for slot, count in enumerate(words[W_OF_SLOT:]) if count}
-    return words[W_LOOKUPS], words[W_HITS], of_slot
+    hits = np.frombuffer(raw, dtype="<u8", offset=8 * W_OF_SLOT)  # 4,096 slots: 10 us; 150 us without numpy
+    counted = hits.nonzero()[0]
+    of_slot = dict(zip(counted.tolist(), hits[counted].tolist(), strict=True))
+    return _Row(
+        misses=words[W_MISSES],
+        hits=sum(of_slot.values()),
+        dropped=words[W_DROPPED],
+        epoch=words[W_EPOCH],
+        is_closed=bool(words[W_CLOSED]),
+        of_slot=of_slot,
+    )

@@ -1,179 +1,259 @@
 """Owns the reading side of the result store: no message, no lock, no write to it.
 
-load the slot's word ─▶ same as when decoded last? hand that object out (0.3-0.5 us)
-                      └▶ copy the record ─▶ load the word again, equal? ─▶ checksum, key, generation, expiry
+kept copy, and its slot's pointer still stands? ─▶ hand it out (0.3 us)
+else copy the record ─▶ load the pointer again, equal? ─▶ checksum, key, generation, expiry ─▶ keep it, hand it out
 """
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import time
 import weakref
+from collections.abc import Callable
 from pathlib import Path
+from time import monotonic
 
 from . import layout
 from .counters import ReaderCounters
-from .layout import BLOCK, read_head
+from .layout import BLOCK, read_first
 from .query import key64, key_bytes
 from .result import CachedResult
 
 LOCAL_COPIES = 256  # decoded results kept by each process: about 4 MB
 LOOK_S = 1.0  # how often a reader makes sure that its file is still the one at the path
 RETRY_S = 0.01  # between attempts to open a file that is not there
+MAX_RETRIES = 1000  # copies of one record that was replaced meanwhile; a sane writer makes one or two necessary
 
+MEMOS = 4096  # raw queries whose slot is remembered, so that they are normalised once: about 1.5 MB
 
-class _Kept:
-    """A decoded result and the words that tell whether it is still the store's."""
-
-    __slots__ = ("expires_at", "generation", "generation_word", "pointer", "pointer_word", "result", "slot")
-
-    def __init__(
-        self, result: CachedResult, slot: int, pointer_word: int, pointer: int, generation_word: int, generation: int
-    ) -> None:
-        self.result, self.slot = result, slot
-        self.pointer_word, self.pointer = pointer_word, pointer
-        self.generation_word, self.generation = generation_word, generation
-        self.expires_at = result.expires_at
+Kept = tuple[CachedResult, "memoryview[int]", int, int, "memoryview[int]", int, Callable[[], int], str, str]
+"""A decoded result; the words, which of them is its pointer, and that pointer; its hits' words, which of them, the next;
+collection and scope."""
 
 
 class ResultReader:
     """Reads the store at `path`, also one that appears later or is replaced. Any number of processes and threads.
 
-    With `counters_dir`, lookups and hits are counted there (counters.py). A missing or foreign file makes every lookup
-    a miss, never an error: the application then searches as it would without us.
+    With `counters_dir`, lookups and hits are counted there (counters.py). A missing, foreign or unreadable file makes
+    every lookup a miss, never an error: the application then searches as it would without us. `problem` says why.
     """
 
     def __init__(self, path: Path, *, counters_dir: Path | None = None, local_copies: int = LOCAL_COPIES) -> None:
         self._path, self._counters_dir, self._local_copies = path, counters_dir, local_copies
-        self._local: dict[tuple[str, str, str], _Kept] = {}
-        self._map: mmap.mmap | None = None
-        self._words: memoryview[int] = memoryview(bytes(layout.HEADER_BYTES)).cast("Q")
-        self._inode = 0
+        self.problem: str | None = None
+        self._file: _File | None = None
+        self._local: dict[str, Kept] = {}  # by raw text: a text that is asked of two collections by turns takes turns
         self._look_at = 0.0
-        self._counters: ReaderCounters | None = None
         _readers.add(self)
 
-    def get(self, text: str, collection: str, scope: str = "", now: float | None = None) -> CachedResult | None:
-        """Return the precomputed result of a query, or None. `now` is Unix time, for tests; the clock's if not given."""
-        at = time.time() if now is None else now
-        if not self._look_at - LOOK_S <= at < self._look_at:  # also when the clock was set back
-            self._look(at)
-        counters = self._counters
-        if counters is not None:
-            counters.lookup()
-        words = self._words
-        kept = self._local.get((text, collection, scope))
-        if (
-            kept is not None
-            and words[kept.pointer_word] == kept.pointer
-            and words[kept.generation_word] == kept.generation
-            and not words[layout.W_SUPERSEDED]
-            and at < kept.expires_at
-        ):
-            if counters is not None:
-                counters.hit(kept.slot)
-            return kept.result
-        if self._words[layout.W_SUPERSEDED]:
-            self._look(at)
-        found = self._find(text, collection, scope, at)
-        if found is None:
-            self._local.pop((text, collection, scope), None)
-            return None
-        if len(self._local) >= self._local_copies:
-            self._local.pop(next(iter(self._local)), None)
-        self._local[text, collection, scope] = found
-        if self._counters is not None:
-            self._counters.hit(found.slot)
-        return found.result
+    def get(self, text: str, collection: str, scope: str = "") -> CachedResult | None:
+        """Return the precomputed result of a query, or None."""
+        kept = self._local.get(text)
+        if kept is not None:
+            result, words, word, pointer, hits, slot, count, its_collection, its_scope = kept
+            if (
+                words[word] == pointer
+                and collection == its_collection
+                and scope == its_scope
+                and monotonic() < self._look_at
+            ):
+                hits[slot] = count()
+                return result
+        return self._get(text, collection, scope)
 
-    def _find(self, text: str, collection: str, scope: str, at: float) -> _Kept | None:
-        memory, words = self._map, self._words
-        if memory is None:
+    def _get(self, text: str, collection: str, scope: str) -> CachedResult | None:
+        at, file = time.time(), self._file
+        if monotonic() >= self._look_at or (file is not None and file.words[layout.W_SUPERSEDED]):
+            self._look(at)
+            file = self._file
+        if file is None:
             return None
-        key = key_bytes(text, collection, scope)
-        wanted = key64(key)
-        mask = words[layout.W_SLOTS] - 1
-        slot = wanted & mask
-        while (seen := words[layout.index_word(slot)]) != wanted:
-            if seen == 0:
-                return None
-            slot = (slot + 1) & mask
-        pointer_word = layout.index_word(slot) + 1
-        while True:
-            pointer = words[pointer_word]
-            _, blocks, offset = layout.unpack_pointer(pointer)
-            if not blocks:
-                return None  # removed
-            raw = memory[offset : offset + blocks * BLOCK]
-            if words[pointer_word] == pointer:
-                break  # else replaced while it was copied: the new one is there already
-        head = read_head(raw, key)
-        if head is None:
+        kept = file.find(text, collection, scope, at)
+        if kept is None:
+            self._local.pop(text, None)
+            file.count_miss()
             return None
-        generation_word = layout.W_GENERATIONS + 2 * head.pair + 1
-        if words[generation_word] != head.generation or at >= head.expires_at:
-            return None
-        return _Kept(CachedResult(raw, head), slot, pointer_word, pointer, generation_word, head.generation)
+        result, _, _, _, hits, slot, count, _, _ = kept
+        hits[slot] = count()
+        if not file.words[layout.W_SUPERSEDED]:
+            local = self._local
+            if len(local) >= self._local_copies:
+                local.pop(next(iter(local), text), None)
+            local[text] = kept
+            if result.expires_at - at < LOOK_S:
+                self._look_at = min(self._look_at, monotonic() + result.expires_at - at)
+        return result
+
+    def get_at(self, text: str, collection: str, scope: str, now: float) -> CachedResult | None:
+        """Return what `get` would at the Unix time `now`; neither counted nor kept."""
+        self._look(now)
+        kept = None if self._file is None else self._file.find(text, collection, scope, now)
+        return None if kept is None else kept[0]
+
+    def use_of(self, result: CachedResult) -> tuple[int, float | None]:
+        """Return how often readers of all processes were handed a result, and when last (Unix time; None: never).
+
+        What other processes read in the last seconds is not in it yet.
+        """
+        return (0, None) if self._file is None else self._file.use_of(result)
 
     # --- the file -----------------------------------------------------------------------------------------------------
 
     def _look(self, at: float) -> None:
-        """Make sure that the mapped file is the one at the path; a writer that died in between leaves no other sign."""
-        self._look_at = at + (LOOK_S if self._map is not None else RETRY_S)
+        """See that the mapped file is the one at the path, and drop what has expired.
+
+        A writer that died between replacing the file and marking the old one leaves no other sign.
+        """
+        self._look_at = monotonic() + (LOOK_S if self._file is not None else RETRY_S)
         try:
-            inode = self._path.stat().st_ino
-        except FileNotFoundError:
-            if self._map is not None and self._words[layout.W_SUPERSEDED]:
+            found = self._path.stat()
+        except OSError as error:
+            self.problem = f"{self._path}: {error.strerror}"
+            if self._file is not None and self._file.words[layout.W_SUPERSEDED]:
                 self._let_go()
             return
-        if inode != self._inode:
+        if self._file is None or self._file.identity != (found.st_ino, found.st_size):
             self._open()
-            if self._map is not None:
-                self._look_at = at + LOOK_S
+        for key, kept in list(self._local.items()):
+            if kept[0].expires_at <= at:
+                self._local.pop(key, None)
+            else:
+                self._look_at = min(self._look_at, monotonic() + kept[0].expires_at - at)
 
     def _open(self) -> None:
         try:
             fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except FileNotFoundError:
+        except OSError as error:
+            self.problem = f"{self._path}: {error.strerror}"
             return
         try:
             found = os.fstat(fd)
-            if found.st_size < layout.HEADER_BYTES:
+            if found.st_size < layout.HEADER_BYTES or found.st_size % 8:
+                self.problem = f"{self._path} is no result store: {found.st_size} bytes"
                 return
             # MAP_POPULATE: page faults here, once, instead of 0.4-3.4 us in the first lookup of each page
             memory = mmap.mmap(fd, found.st_size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ)
         finally:
             os.close(fd)
         words = memoryview(memory).cast("Q")
-        if words[layout.W_MAGIC] != layout.MAGIC or words[layout.W_VERSION] != layout.LAYOUT_VERSION:
-            words.release()
-            memory.close()
-            return  # being made, or another program's
-        self._local = {}
-        self._map, self._words, self._inode = memory, words, found.st_ino
-        self._open_counters()
+        slots = words[layout.W_SLOTS]
+        is_ours = words[layout.W_MAGIC] == layout.MAGIC and words[layout.W_VERSION] == layout.LAYOUT_VERSION
+        if not is_ours or not slots or slots & (slots - 1) or layout.arena_start(slots) > found.st_size:
+            self.problem = f"{self._path} is being made, or is not a result store of layout {layout.LAYOUT_VERSION}"
+            return
+        self._let_go()
+        self.problem = None
+        self._file = _File(memory, words, (found.st_ino, found.st_size), self._open_counters(words))
+        self._look_at = monotonic() + LOOK_S
 
-    def _open_counters(self) -> None:
-        if self._counters_dir is not None and self._counters is None and self._counters_dir.is_dir():
-            self._counters = ReaderCounters(self._counters_dir, self._words[layout.W_SLOTS])
+    def _open_counters(self, words: memoryview[int]) -> ReaderCounters | None:
+        if self._counters_dir is None:
+            return None
+        try:
+            return ReaderCounters(self._counters_dir, words[layout.W_SLOTS], words[layout.W_EPOCH])
+        except OSError as error:  # another user's reader may be allowed to read the results and not to count
+            self.problem = f"lookups are not counted: {error}"
+            return None
 
     def _let_go(self) -> None:
         # Another thread may be reading through the old view: it is left to the garbage collector, not closed under it.
-        self._local = {}
-        self._map, self._inode = None, 0
-        self._words = memoryview(bytes(layout.HEADER_BYTES)).cast("Q")
+        file, self._file, self._local = self._file, None, {}
+        if file is not None and file.counters is not None:
+            file.counters.close()
+
+    def count_dropped(self, count: int) -> None:
+        """Report how many searches of this process could not be counted so far."""
+        if self._file is not None and self._file.counters is not None:
+            self._file.counters.set_dropped(count)
 
     def close(self) -> None:
         self._let_go()
-        if self._counters is not None:
-            self._counters.close()
-            self._counters = None
 
     def _after_fork(self) -> None:
-        self._counters = None  # the parent's row is the parent's; it is not mapped here
-        if self._map is not None:
-            self._open_counters()
+        self._local = {}
+        if self._file is not None:  # the parent's row of counters is the parent's, and not mapped here
+            self._file = self._file.with_counters(self._open_counters(self._file.words))
+
+
+class _File:
+    """A mapped store, and this process's counters of its slots. Immutable, so that threads may swap it."""
+
+    def __init__(
+        self, memory: mmap.mmap, words: memoryview[int], identity: tuple[int, int], counters: ReaderCounters | None
+    ) -> None:
+        self.words, self.identity, self.counters = words, identity, counters  # identity: inode and size
+        self._memory = memory
+        self._slots = words[layout.W_SLOTS]
+        self._hits = memoryview(bytearray(8 * self._slots)).cast("Q") if counters is None else counters.hits
+        self._count_of: dict[int, Callable[[], int]] = {}
+        self._slot_of: dict[tuple[str, str, str], tuple[int, bytes]] = {}  # a key keeps its slot as long as the file
+
+    def with_counters(self, counters: ReaderCounters | None) -> _File:
+        return _File(self._memory, self.words, self.identity, counters)
+
+    def find(self, text: str, collection: str, scope: str, at: float) -> Kept | None:
+        words = self.words
+        found = self._slot_of.get((text, collection, scope)) or self._locate(text, collection, scope)
+        if found is None:
+            return None
+        slot, key = found
+        word = layout.HEADER_BYTES // 8 + 1 + 2 * slot
+        for _ in range(MAX_RETRIES):
+            pointer = words[word]
+            blocks = pointer >> 28 & layout.MAX_BLOCKS  # layout.unpack_pointer, without the call
+            if not blocks:
+                return None  # removed
+            offset = (pointer & layout.OFFSET_MASK) * BLOCK
+            raw = self._memory[offset : offset + blocks * BLOCK]
+            if words[word] == pointer:
+                break  # else replaced while it was copied: the new one is there already
+        fields = read_first(raw, key)
+        if fields is None or at >= fields[2]:
+            return None
+        pair = fields[4]
+        if pair >= layout.GENERATION_PAIRS or words[layout.W_GENERATIONS + 1 + 2 * pair] != fields[3]:
+            return None
+        count = self._count_of.get(slot) or self._counting(slot)
+        return CachedResult(raw, fields), words, word, pointer, self._hits, slot, count, collection, scope
+
+    def _locate(self, text: str, collection: str, scope: str) -> tuple[int, bytes] | None:
+        """Return a query's slot and key, None if it has no slot."""
+        words, slots = self.words, self._slots
+        key = key_bytes(text, collection, scope)
+        wanted = key64(key)
+        slot = wanted & (slots - 1)
+        for _ in range(slots):
+            seen = words[layout.HEADER_BYTES // 8 + 2 * slot]
+            if seen == wanted:
+                break
+            if seen == 0:
+                return None
+            slot = (slot + 1) & (slots - 1)
+        else:
+            return None
+        if len(self._slot_of) >= MEMOS:
+            self._slot_of = {}
+        self._slot_of[text, collection, scope] = slot, key
+        return slot, key
+
+    def _counting(self, slot: int) -> Callable[[], int]:
+        """Return what gives the next number of a slot's hits; one a slot, so that threads count exactly."""
+        return self._count_of.setdefault(slot, itertools.count(self._hits[slot] + 1).__next__)
+
+    def count_miss(self) -> None:
+        if self.counters is not None:
+            self.counters.miss()
+
+    def use_of(self, result: CachedResult) -> tuple[int, float | None]:
+        kept = self.find(result.query_text, result.collection, result.scope, 0.0)
+        if kept is None:
+            return 0, None
+        slot = kept[5]
+        word = layout.use_word(self._slots, slot)
+        last_at = self.words[word + 1]
+        return max(self.words[word], self._hits[slot]), float(last_at) if last_at else None
 
 
 _readers: weakref.WeakSet[ResultReader] = weakref.WeakSet()

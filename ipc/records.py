@@ -120,6 +120,8 @@ class QueryRecord(Record, frozen=True):
     first_accessed_at: float
     last_accessed_at: float
     scope: str = ""
+    decayed: tuple[float, ...] = ()  # the counts `popularity` is the sum of, as of `decayed_at`; empty: not known
+    decayed_at: float = 0.0
 
 
 class QueryJob(Record, frozen=True):
@@ -176,3 +178,6 @@ class ComputedResult(Record, frozen=True):
     quality_basis: str = ""
     language: str = ""
     cost_s: float = 0.0  # CPU seconds it took to compute
+    candidates: tuple[PointId, ...] = ()  # all that the rows were chosen from; empty where unknown
+    as_of: int = 0  # the last PointsChanged before the candidates were found; 0: not known
+    cutoff: float | None = None  # similarity (higher is nearer) a new document must reach to matter; None: any may

@@ -9,14 +9,16 @@ import errno
 import fcntl
 import mmap
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 from . import layout
 from .arena import Arena
 from .errors import ResultStoreError
-from .layout import BLOCK, read_head, texts_decoder
+from .layout import BLOCK, First, about_decoder, head_of, key_of, read_first
 from .query import key64, key_bytes, query_hash
 from .records import ComputedResult
 from .result import CachedResult
@@ -38,7 +40,9 @@ class EntryInfo:
     scope: str
     key_hash: str  # the query's 32-character hash
     computed_at: float
+    soft_at: float
     expires_at: float
+    cost_s: float  # CPU seconds it took to compute
     size_bytes: int
     slot: int
     pointer: int
@@ -118,31 +122,25 @@ class ResultStore:
             word = layout.index_word(slot)
             key, pointer = self._words[word], self._words[word + 1]
             if not key:
+                self._words[word + 1] = 0  # killed before the key was written: no reader ever saw the record
                 continue
             self._used_slots += 1
             _, blocks, offset = layout.unpack_pointer(pointer)
             if not blocks:
                 continue  # removed
             raw = self._map[offset : offset + blocks * BLOCK]
-            head = read_head(raw, None)
-            if head is None:
+            fields = read_first(raw, None)
+            if fields is None or fields[1] != key:
                 return f"{self.path} has a damaged record in slot {slot}"
             taken.append((offset, blocks))
-            if head.generation == self._words[self._generation_word(head.pair)]:
-                texts = texts_decoder.decode(raw[head.key_end : head.length])
-                self._entries[raw[head.embedding_end : head.key_end]] = EntryInfo(
-                    query_text=texts.query_text,
-                    collection=texts.collection,
-                    scope=texts.scope,
-                    key_hash=query_hash(texts.query_text, texts.collection, texts.scope),
-                    computed_at=head.computed_at,
-                    expires_at=head.expires_at,
-                    size_bytes=blocks * BLOCK,
-                    slot=slot,
-                    pointer=pointer,
-                )
+            first = First._make(fields)
+            if first.generation == self._words[layout.generation_word(first.pair)]:
+                self._entries[key_of(raw, first)] = _entry(raw, first, slot, pointer)
+            else:  # its collection was invalidated, and the writer killed before it had removed all entries
+                self._words[word + 1] = layout.emptied(pointer)
         self._arena = Arena(self._words[layout.W_ARENA_START], self._words[layout.W_ARENA_END], taken)
         self._words[layout.W_WRITER] = self._pid
+        self._words[layout.W_SUPERSEDED] = 0  # set if an earlier writer was killed before its new file was in place
         return None
 
     def _map_new(self, arena_bytes: int, path: Path) -> None:
@@ -150,6 +148,8 @@ class ResultStore:
         slots = layout.slots_for(self._capacity)
         start = layout.arena_start(slots)
         size = (start + arena_bytes) // BLOCK * BLOCK
+        if size > layout.MAX_OFFSET:
+            raise ResultStoreError(f"{size / 2**30:.0f} GiB of results are too many: lower max_cached_queries")
         path.unlink(missing_ok=True)
         fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o640)
         try:
@@ -168,7 +168,7 @@ class ResultStore:
         words = self._words
         words[layout.W_VERSION], words[layout.W_SLOTS] = layout.LAYOUT_VERSION, slots
         words[layout.W_ARENA_START], words[layout.W_ARENA_END] = start, size
-        words[layout.W_WRITER] = self._pid
+        words[layout.W_WRITER], words[layout.W_EPOCH] = self._pid, time.time_ns()
         words[layout.W_MAGIC] = layout.MAGIC  # last: a file without it is not a store yet
         self._arena, self._used_slots = Arena(start, size), 0
 
@@ -189,18 +189,22 @@ class ResultStore:
         for word in range(start, end):
             self._words[word] = old_words[word]
         self._entries = {}
+        old_slots = old_words[layout.W_SLOTS]
         for key, entry in old_entries.items():
             _, blocks, offset = layout.unpack_pointer(entry.pointer)
             self._append(key, old_map[offset : offset + blocks * BLOCK], entry)
+            use, old_use = self._use_word(self._entries[key].slot), layout.use_word(old_slots, entry.slot)
+            self._words[use], self._words[use + 1] = old_words[old_use], old_words[old_use + 1]
+        _supersede(old_words, layout.SOON)
         os.replace(fresh, self.path)
-        old_words[layout.W_SUPERSEDED] = 1
+        _supersede(old_words, layout.SUPERSEDED)
         old_words.release()
         old_map.close()
 
     # --- entries ------------------------------------------------------------------------------------------------------
 
-    def put(self, result: ComputedResult, *, expires_at: float) -> None:
-        """Publish `result`, in place of an earlier one of the same query.
+    def put(self, result: ComputedResult, *, expires_at: float, soft_at: float | None = None) -> None:
+        """Publish `result`, in place of an earlier one of the same query; `soft_at` is `expires_at` if not given.
 
         Raises StoreFull where a new entry would exceed the capacity, ResultStoreError where it is too large or tmpfs is
         full. Whatever is raised, what was stored stays.
@@ -211,8 +215,9 @@ class ResultStore:
         if held is None and len(self._entries) >= self._capacity:
             raise StoreFull(f"the result store holds {self._capacity} entries")
         pair = self._pair_of(result.collection)
-        generation = self._words[self._generation_word(pair)]
-        raw = layout.pack_record(result, expires_at, pair, generation)
+        generation = self._words[layout.generation_word(pair)]
+        soft_at = expires_at if soft_at is None else soft_at
+        raw = layout.pack_record(result, soft_at, expires_at, pair, generation)
         blocks = layout.blocks_of(len(raw))
         if blocks > layout.MAX_BLOCKS:
             raise ResultStoreError(f"a result of {len(raw)} bytes is too large: at most {layout.MAX_BLOCKS * BLOCK}")
@@ -222,7 +227,9 @@ class ResultStore:
             scope=result.scope,
             key_hash=query_hash(result.query_text, result.collection, result.scope),
             computed_at=result.computed_at,
+            soft_at=soft_at,
             expires_at=expires_at,
+            cost_s=result.cost_s,
             size_bytes=blocks * BLOCK,
             slot=-1,
             pointer=0,
@@ -241,14 +248,14 @@ class ResultStore:
         slot, is_new = self._slot_of(key64(key))
         word = layout.index_word(slot)
         old = self._words[word + 1]
-        pointer = layout.pack_pointer((old >> 48) + 1, entry.size_bytes // BLOCK, offset)
+        pointer = layout.pack_pointer((old >> layout.VERSION_SHIFT) + 1, entry.size_bytes // BLOCK, offset)
         self._words[word + 1] = pointer  # the instant from which readers see it
         if is_new:
             self._words[word] = key64(key)
             self._used_slots += 1
-        if old & ~(0xFFFF << 48):
-            _, blocks, old_offset = layout.unpack_pointer(old)
-            self._arena.give_back(old_offset, blocks)
+        _, old_blocks, old_offset = layout.unpack_pointer(old)
+        if old_blocks:
+            self._arena.give_back(old_offset, old_blocks)
         self._entries[key] = replace(entry, slot=slot, pointer=pointer)
         return True
 
@@ -260,6 +267,21 @@ class ResultStore:
             slot = (slot + 1) & (slots - 1)
         return slot, found == 0
 
+    def make_stale(self, text: str, collection: str, scope: str, soft_at: float) -> bool:
+        """Set the time from which an entry is to be computed again; False if there is none. It is served meanwhile."""
+        self._check_writer()
+        key = key_bytes(text, collection, scope)
+        entry = self._entries.get(key)
+        if entry is None:
+            return False
+        _, blocks, offset = layout.unpack_pointer(entry.pointer)
+        raw = layout.with_soft_at(self._map[offset : offset + blocks * BLOCK], soft_at)
+        changed = replace(entry, soft_at=soft_at)
+        if not self._append(key, raw, changed):
+            self._compact(entry.size_bytes)
+            self._append(key, raw, changed)
+        return True
+
     def remove(self, text: str, collection: str, scope: str = "") -> bool:
         """Take a query's entry out; False if there was none."""
         self._check_writer()
@@ -267,8 +289,9 @@ class ResultStore:
         if entry is None:
             return False
         word = layout.index_word(entry.slot) + 1
-        # The version stays in the word, so that a reader's kept word is never equal to a later one.
-        self._words[word] = self._words[word] & (0xFFFF << 48)
+        self._words[word] = layout.emptied(self._words[word])
+        use = self._use_word(entry.slot)
+        self._words[use] = self._words[use + 1] = 0
         _, blocks, offset = layout.unpack_pointer(entry.pointer)
         self._arena.give_back(offset, blocks)
         return True
@@ -276,7 +299,7 @@ class ResultStore:
     def invalidate_collection(self, name: str) -> int:
         """Make every entry of a collection invalid at once, by one word; return how many that were."""
         self._check_writer()
-        word = self._generation_word(self._pair_of(name))
+        word = layout.generation_word(self._pair_of(name))
         self._words[word] += 1
         doomed = [entry for entry in self._entries.values() if entry.collection == name]
         for entry in doomed:
@@ -299,9 +322,14 @@ class ResultStore:
                 return pair
         return layout.GENERATION_PAIRS - 1
 
-    @staticmethod
-    def _generation_word(pair: int) -> int:
-        return layout.W_GENERATIONS + 2 * pair + 1
+    def count_use(self, slot: int, hits: int, at: float) -> None:
+        """Add hits to what a slot's readers see of its use; `at` is the Unix time of the last one."""
+        word = self._use_word(slot)
+        self._words[word] += hits
+        self._words[word + 1] = int(at)
+
+    def _use_word(self, slot: int) -> int:
+        return layout.use_word(self._words[layout.W_SLOTS], slot)
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
@@ -312,8 +340,8 @@ class ResultStore:
             return None
         _, blocks, offset = layout.unpack_pointer(entry.pointer)
         raw = self._map[offset : offset + blocks * BLOCK]
-        head = read_head(raw, key)
-        return None if head is None else CachedResult(raw, head)
+        fields = read_first(raw, key)
+        return None if fields is None else CachedResult(raw, fields)
 
     def entries(self) -> Iterator[EntryInfo]:
         return iter(list(self._entries.values()))
@@ -326,12 +354,24 @@ class ResultStore:
         return self._words[layout.W_SLOTS]
 
     @property
+    def epoch(self) -> int:
+        """A number of this file's own: slots are those of one epoch."""
+        return self._words[layout.W_EPOCH]
+
+    @property
     def size_bytes(self) -> int:
         return sum(entry.size_bytes for entry in self._entries.values())
 
     def _check_writer(self) -> None:
         if os.getpid() != self._pid:
             raise ResultStoreError(f"{self.path} belongs to process {self._pid}; a forked child must not write it")
+
+    def copy_to(self, target: BinaryIO) -> None:
+        """Write the file as it is now; what was never used becomes a hole."""
+        used = self._arena.end_of_use
+        with memoryview(self._map) as whole:
+            target.write(whole[:used])
+            target.truncate(len(whole))
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
@@ -346,9 +386,43 @@ class ResultStore:
 
     def destroy(self) -> None:
         """Close, and remove the file."""
-        self._words[layout.W_SUPERSEDED] = 1
+        _supersede(self._words, layout.SUPERSEDED)
         self.close()
         self.path.unlink(missing_ok=True)
+
+
+def _supersede(words: memoryview[int], state: int) -> None:
+    """Tell the readers of a file that another one is about to take its place (SOON), or has (SUPERSEDED).
+
+    A reader trusts its kept copy as long as the entry's pointer stands and looks at nothing else, so every pointer
+    changes too: SOON to the next version of the same record, which can still be read, SUPERSEDED to nothing. A writer
+    killed in between leaves a file that is whole.
+    """
+    words[layout.W_SUPERSEDED] = state
+    for slot in range(words[layout.W_SLOTS]):
+        word = layout.index_word(slot) + 1
+        if pointer := words[word]:
+            version, blocks, offset = layout.unpack_pointer(pointer)
+            gone = state == layout.SUPERSEDED
+            words[word] = layout.emptied(pointer) if gone else layout.pack_pointer(version + 1, blocks, offset)
+
+
+def _entry(raw: bytes, first: First, slot: int, pointer: int) -> EntryInfo:
+    head = head_of(raw)
+    about = about_decoder.decode(memoryview(raw)[first.about : first.length])
+    return EntryInfo(
+        query_text=about.query_text,
+        collection=about.collection,
+        scope=about.scope,
+        key_hash=query_hash(about.query_text, about.collection, about.scope),
+        computed_at=head.computed_at,
+        soft_at=head.soft_at,
+        expires_at=first.expires_at,
+        cost_s=head.cost_s,
+        size_bytes=layout.unpack_pointer(pointer)[1] * BLOCK,
+        slot=slot,
+        pointer=pointer,
+    )
 
 
 def _what_is_wrong(words: memoryview[int], size: int) -> str | None:

@@ -6,6 +6,7 @@ import random
 import time
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from ..ipc.counters import CounterFold
@@ -18,6 +19,7 @@ from .monitor import Monitor
 from .popularity import Popularity
 from .queue import Queue
 from .results import CachePolicy, ResultKeeper
+from .snapshot import restore, save
 
 
 def core_settings(
@@ -47,22 +49,35 @@ def make_core(
     journal: Journal,
     *,
     own_pids: Callable[[], list[int]],
+    saved_results: Path | None = None,
 ) -> Core:
-    """Join queue, popularity, result store and monitor into a core: for the daemon and for the inline lane."""
+    """Join queue, popularity, result store and monitor into a core: for the daemon and for the inline lane.
+
+    With `saved_results` the result store is brought back from that file after a reboot, and saved to it now and then.
+    """
+    was_restored = saved_results is not None and restore(saved_results, runtime.results)
     popularity = Popularity()
-    policy = CachePolicy(ttl_s=config.cache.ttl_hours * 3600, max_entries=config.cache.max_cached_queries)
+    policy = CachePolicy(
+        ttl_s=config.cache.ttl_hours * 3600,
+        soft_ttl_s=config.cache.soft_ttl_hours * 3600,
+        max_entries=config.cache.max_cached_queries,
+    )
     store = ResultStore(runtime.results, capacity=policy.max_entries)
+    keeper = ResultKeeper(store, CounterFold(runtime.readers), popularity, policy)
+    if was_restored:
+        keeper.forget(journal.voided_results())
     return Core(
         settings,
         journal,
         Queue(config.queue_policy()),
         popularity,
-        ResultKeeper(store, CounterFold(runtime.readers), popularity, policy),
+        keeper,
         Monitor(),
         own_pids=own_pids,
         local_hour=lambda now: local_hour(settings.zone, now),
         jitter=random.SystemRandom().random,  # spreads retries; no result depends on it
         started_at=time.time(),
+        snapshot=lambda: None if saved_results is None else save(store, saved_results),
     )
 
 

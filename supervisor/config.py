@@ -21,7 +21,7 @@ from ..ipc.paths import APP
 from ..ipc.settings import Secret
 from .sections import LOG_LEVELS, RANGES, SECTIONS, Config, Section, Store
 
-__all__ = ["RANGES", "SECTIONS", "Config", "default_toml", "load", "search_path"]
+__all__ = ["RANGES", "SECTIONS", "Config", "as_environment", "default_toml", "load", "search_path"]
 
 PREFIX = "MORGAN_"
 
@@ -211,6 +211,19 @@ def _api_key(store: Store, env: Mapping[str, str], origins: Mapping[str, str]) -
 def _nearest(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+def as_environment(config: Config) -> dict[str, str]:
+    """Return the variables that give another process this configuration, whatever file it finds; without the API key."""
+    found = {}
+    for name, kind in SECTIONS.items():
+        section, defaults = getattr(config, "limits_" if name == "limits" else name), kind()
+        for key in kind.__struct_fields__:
+            value = getattr(section, key)
+            if value != getattr(defaults, key):
+                text = ",".join(value) if isinstance(value, tuple) else str(value)
+                found[f"{PREFIX}{name}_{key}".upper()] = text.lower() if isinstance(value, bool) else text
+    return found
 
 
 def default_toml() -> str:

@@ -16,10 +16,12 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from ..ipc.commands import (
+    ChangeSeen,
     Configure,
     Event,
     Failed,
     Finished,
+    PointsChanged,
     Progress,
     Published,
     Ready,
@@ -39,9 +41,11 @@ from ..ipc.records import (
     ScheduleRecord,
     TaskRecord,
     TaskStatus,
+    TaskType,
 )
 from ..ipc.settings import WorkerSettings
 from . import governor, scheduler
+from .freshness import Freshness
 from .journal import Journal
 from .monitor import Monitor
 from .params import jobs_for, params_of_schedule
@@ -52,7 +56,9 @@ from .state import Action, SendCommand, SendReply, Waiter, Worker
 
 BUSY_PERIOD_S = 0.25  # between readings while a task runs: spec-notes wants a reaction within a second
 IDLE_PERIOD_S = 2.0
+REFRESH_PRIORITY = -1  # of what nobody asked for
 SAVE_PERIOD_S = 60.0  # query analytics are statistics: losing a minute of them at a crash is accepted
+SNAPSHOT_PERIOD_S = 1800.0  # some MB each time; a reboot costs what was computed in the last half hour
 FRESH_S = 0.5  # a reading older than this is renewed before it is shown
 
 
@@ -84,6 +90,7 @@ class Core:
         local_hour: Callable[[float], float],
         jitter: Callable[[], float],
         started_at: float,
+        snapshot: Callable[[], None] = lambda: None,
     ) -> None:
         self.settings, self.journal, self.queue = settings, journal, queue
         self.popularity, self.keeper = popularity, keeper
@@ -98,6 +105,8 @@ class Core:
         self._searches = 0
         self._salt = int(started_at * 1e6)
         self._governor = governor.GovernorState()
+        self._freshness = Freshness(keeper, popularity, settings.collections)
+        self._snapshot, self._next_snapshot_at = snapshot, started_at + SNAPSHOT_PERIOD_S
         self._next_sample_at = self._next_save_at = 0.0
         self._next_check_at = started_at + settings.check_interval_s
         self._sampled_at = 0.0
@@ -131,11 +140,22 @@ class Core:
         self.last_check_at = now
         self._next_check_at = now + self.settings.check_interval_s
         if self.settings.is_auto_scheduling:
-            fresh = scheduler.default_schedules(
-                self.settings.collections, self.schedules.values(), now, self.settings.zone
-            )
-            for schedule in fresh:
+            held, zone, active = self.schedules.values(), self.settings.zone, self._freshness.active(now)
+            fresh = scheduler.default_schedules(self.settings.collections, held, now, zone, active)
+            for schedule in [*fresh, *scheduler.retuned(held, active, now, zone)]:
                 self.save_schedule(schedule)
+        if not self.settings.worker.store.is_embedded or self.settings.lane == "inline":
+            self._freshness.check_all()
+        self._refresh(now)
+
+    def _refresh(self, now: float) -> None:
+        """Have results computed again that are past their soft age, and checked that may be older than their documents."""
+        for collection in self._freshness.wanted(now):
+            record, is_new = self.queue.submit(
+                TaskType.WARM, collection, {}, now=now, priority=REFRESH_PRIORITY, salt=self.salt()
+            )
+            if is_new:
+                self.changed(record)
 
     def save_schedule(self, schedule: ScheduleRecord) -> None:
         self.schedules[schedule.task_id] = schedule
@@ -154,6 +174,8 @@ class Core:
         if self.changed(record) is None or record is None or not record.status.is_final:
             return
         self.journal.drop_checkpoint(record.task_id)
+        if record.status is TaskStatus.SKIPPED and record.priority == REFRESH_PRIORITY:
+            return  # nobody asked, and there was nothing to do: not worth a line in the history
         measured = event if isinstance(event, Finished) else None
         self.journal.add_execution(
             ExecutionRecord(
@@ -227,12 +249,11 @@ class Core:
                 worker.is_started = worker.role is Role.TASKS
             case Started():
                 worker.is_started = True
+            case PointsChanged():
+                self._freshness.points_changed(event, now)
+                self._actions.append(SendCommand(index, ChangeSeen(seq=event.seq)))
             case Progress():
-                self.changed(self.queue.progress(event.task_id, event.attempt, event.progress))
-                if worker.task_id == event.task_id and worker.attempt == event.attempt:
-                    if event.checkpoint is not None:
-                        self.journal.save_checkpoint(event.task_id, event.attempt, event.checkpoint)
-                    self.publish(event.results, now)
+                self._progressed(worker, event, now)
             case Published():
                 self.publish(event.results, now)
             case Finished():
@@ -242,6 +263,8 @@ class Core:
                 )
                 self.problems.pop("vector store", None)
                 self.ended(record, now, event)
+                if record is not None and self._freshness.completed(record, now):
+                    self._refresh(now)
             case Failed():
                 self._free(worker, event.task_id)
                 self.ended(self._failed(event, now), now, event)
@@ -249,11 +272,23 @@ class Core:
                 self._free(worker, event.task_id)
                 self.ended(self.queue.stopped(event.task_id, event.attempt, event.is_cancelled, now), now, event)
 
+    def _progressed(self, worker: Worker, event: Progress, now: float) -> None:
+        self.changed(self.queue.progress(event.task_id, event.attempt, event.progress))
+        for change in event.changes:  # also of an attempt that is over: the documents did change
+            self._freshness.points_changed(change, now)
+        if worker.task_id == event.task_id and worker.attempt == event.attempt:
+            if event.checkpoint is not None:
+                self.journal.save_checkpoint(event.task_id, event.attempt, event.checkpoint)
+            self.publish(event.results, now)
+
     def _failed(self, event: Failed, now: float) -> TaskRecord | None:
         if event.code == StoreUnavailable.code:
             self.problems["vector store"] = event.message
-        if event.code == CollectionNotFound.code and self._is_default_schedule(event.task_id):
-            return self.queue.skip(event.task_id, event.message, now)
+        record = self.queue.get(event.task_id)
+        if event.code == CollectionNotFound.code and record is not None:
+            self._freshness.is_gone(record.collection)
+            if record.priority == REFRESH_PRIORITY or self._is_default_schedule(event.task_id):
+                return self.queue.skip(event.task_id, event.message, now)
         return self.queue.fail(
             event.task_id, event.attempt, event.code, event.message, event.is_transient, now, self._jitter()
         )
@@ -281,7 +316,8 @@ class Core:
     def publish(self, results: Iterable[ComputedResult], now: float) -> None:
         for result in results:
             try:
-                self.keeper.put(result, now)
+                if not self.keeper.put(result, now):
+                    self._freshness.check(result.collection)  # it was overtaken by a change: it is computed again
                 self.problems.pop("result store", None)
             except ResultStoreError as error:
                 self.problems["result store"] = str(error)  # shown by status; what is stored stays served
@@ -309,15 +345,21 @@ class Core:
             self._fire_schedules(now)
             self._dispatch(now)
         self._expire_waiters(now)
+        if void := self.keeper.take_void():
+            self.journal.void_results(void)
         if now >= self._next_save_at:
             self.save(now)
         actions, self._actions = self._actions, []
         return actions
 
-    def save(self, now: float) -> None:
+    def save(self, now: float, *, is_last: bool = False) -> None:
         self.journal.save_queries(self.popularity.records(now))
         self.journal.prune(now)
         self._next_save_at = now + SAVE_PERIOD_S
+        if is_last or now >= self._next_snapshot_at:
+            self._next_snapshot_at = now + SNAPSHOT_PERIOD_S
+            self._snapshot()
+            self.journal.snapshot_taken()
 
     def next_deadline(self, now: float) -> float:
         """Return when the next tick has something to do (Unix seconds)."""
@@ -366,6 +408,7 @@ class Core:
                         attempt=leased.attempt,
                         params=leased.params,
                         queries=self._queries_for(leased, now),
+                        cached=self._freshness.to_check(leased, now),
                         checkpoint=self.journal.checkpoint(leased.task_id),
                     ),
                 )
@@ -384,6 +427,7 @@ class Core:
             max_queries=self.settings.worker.rerank.max_queries,
             min_frequency=self.settings.min_frequency,
             is_cached=lambda text: self.keeper.holds(text, record.collection, "", now),
+            stale=self._freshness.stale_queries(record.collection, now),
         )
 
     def why_waiting(self, record: TaskRecord, now: float) -> str:

@@ -42,6 +42,7 @@ create table judgment (
   primary key (hash, document_id));
 create index judgment_by_collection on judgment (collection);
 create table paused (collection text);
+create table void_result (hash text primary key);
 """
 
 T = TypeVar("T")
@@ -217,6 +218,18 @@ class Journal:
         for key, query, document_id, relevance in self._db.execute(sql, (collection,)):
             found.setdefault(key, (query, {}))[1][document_id] = relevance
         return found
+
+    def void_results(self, keys: Iterable[str]) -> None:
+        """Remember that the last snapshot's version of these results must not come back."""
+        for key in keys:
+            self._write("insert or ignore into void_result values (?)", (key,))
+
+    def voided_results(self) -> set[str]:
+        return {key for (key,) in self._db.execute("select hash from void_result")}
+
+    def snapshot_taken(self) -> None:
+        """Forget what was void in the snapshot before."""
+        self._write("delete from void_result")
 
     # --- upkeep -------------------------------------------------------------------------------------------------------
 

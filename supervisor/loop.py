@@ -155,6 +155,7 @@ class Supervisor:
                 settings=self._core.settings.worker,
                 board_path=str(self._runtime.board),
                 owner_socket=str(self._runtime.owner),
+                results_path=str(self._runtime.results),
                 board_row=process.index,
             ),
         )
@@ -210,7 +211,7 @@ class Supervisor:
                 self._pool.signal_all(signal.SIGKILL)
             if (process := self._pool.reap(pidfd, now)) is not None:
                 self._core.worker_left(process.index, now)
-        self._core.save(now)
+        self._core.save(now, is_last=True)
         self._core.journal.commit()
         self._send([], self._core.tick(now))
         self._context.destroy(linger=500)

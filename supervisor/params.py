@@ -71,11 +71,13 @@ def jobs_for(
     max_queries: int,
     min_frequency: int,
     is_cached: Callable[[str], bool],
+    stale: Iterable[str] = (),
 ) -> tuple[QueryJob, ...]:
     """Return the queries a task works on, most popular first, each with its judgments.
 
     `popular(limit, min_frequency)` lists queries of the collection; `judgments` maps a query's hash to its text and
-    grades. A re-index gets the judged queries, to measure what it changed. A warm task leaves out what `is_cached`.
+    grades. A re-index gets the judged queries, to measure what it changed. A warm task leaves out what `is_cached`, and
+    gets the `stale` ones as well: those whose result is served and to be computed again.
     """
 
     def job(text: str, weight: float = 1.0) -> QueryJob:
@@ -89,7 +91,12 @@ def jobs_for(
     else:
         is_all = params.get("scope") == "all"
         limit = params.get("max_queries") or (ALL_QUERIES if is_all else max_queries)
-        found = [job(q.query_text, q.popularity) for q in popular(limit, 1 if is_all else min_frequency)]
+        least = 1 if is_all else min_frequency
+        # those of a filter or a tenant cannot be computed here: the filter is the application's
+        found = [job(q.query_text, q.popularity) for q in popular(limit, least) if not q.scope]
+        if task_type is TaskType.WARM:
+            texts_found = {one.text for one in found}
+            found += [job(text) for text in stale if text not in texts_found]
     if task_type is TaskType.WARM and not params.get("force_refresh"):
         found = [one for one in found if not is_cached(one.text)]
     return tuple(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import assert_never
 
 from ..ipc import messages as m
+from ..ipc.checks import check_collection, check_number, check_result
 from ..ipc.errors import InvalidArgument, MorganError, TaskNotFound
 from ..ipc.paths import RuntimePaths
 from ..ipc.query import query_hash
@@ -76,7 +77,7 @@ class Requests:
                 core.changed(core.queue.requeue(record, now))
                 return m.Done(rid=rid)
             case m.Pause():
-                core.queue.pause(request.collection)
+                core.queue.pause(_collection_or_all(request.collection))
                 core.journal.set_paused(core.queue.paused)
                 for running in core.queue.running(request.collection):
                     core.stop_running(running, is_cancelled=False)
@@ -101,6 +102,7 @@ class Requests:
                 core.save_schedule(scheduler.advance(schedule, now, core.settings.zone, has_run=True))
                 return m.Done(rid=rid)
             case m.Track():
+                check_number("response_s", request.response_s)
                 core.search_seen()
                 key = core.popularity.track(request.query, request.collection, request.scope, request.response_s, now)
                 return m.Tracked(rid=rid, query_hash=key)
@@ -112,7 +114,9 @@ class Requests:
             case m.Feedback():
                 return self._feedback(request, now)
             case m.Publish():
-                core.keeper.put(request.result, now, request.ttl_s)
+                check_result(request.result)
+                ttl_s = None if request.ttl_s is None else check_number("ttl_s", request.ttl_s)
+                core.keeper.put(request.result, now, ttl_s)
                 return m.Done(rid=rid)
             case m.Invalidate():
                 return m.Done(rid=rid, count=core.keeper.invalidate(request.collection, request.pattern))
@@ -131,7 +135,7 @@ class Requests:
         params = check_params(task_type, request.params)
         record, is_new = core.queue.submit(
             task_type,
-            _collection(request.collection),
+            check_collection(request.collection),
             params,
             now=now,
             priority=request.priority,
@@ -146,7 +150,8 @@ class Requests:
 
     def _get_task(self, request: m.GetTask, reply_to: ReplyTo, now: float) -> m.Reply | None:
         record = self._known(request.task_id)
-        if request.wait_s <= 0 or record.version > request.seen or record.status.is_final:
+        check_number("wait_s", request.wait_s)
+        if request.wait_s == 0 or record.version > request.seen or record.status.is_final:
             return m.TaskReply(rid=request.rid, task=self._core.with_reason(record, now))
         deadline_at = now + min(request.wait_s, MAX_WAIT_S)
         self._core.wait_for(Waiter(reply_to, request.rid, request.task_id, request.seen, deadline_at))
@@ -159,15 +164,15 @@ class Requests:
             return m.Done(rid=request.rid, count=0)
         if record.status is TaskStatus.RUNNING:
             core.stop_running(record, is_cancelled=True)
-        else:
-            core.ended(core.queue.cancel(record.task_id, now), now)
+        # a running one is marked, so that it does not come back should its worker die before it leaves
+        core.ended(core.queue.cancel(record.task_id, now), now)
         return m.Done(rid=request.rid)
 
     def _add_schedule(self, request: m.AddSchedule, now: float) -> m.Reply:
         core = self._core
         task_type = scheduler.parse_task_type(request.task_type)
         frequency = scheduler.parse_frequency(request.frequency)
-        collection = _collection(request.collection)
+        collection = check_collection(request.collection)
         schedule = ScheduleRecord(
             task_id=scheduler.schedule_id(task_type, collection, core.salt()),
             task_type=task_type,
@@ -180,8 +185,9 @@ class Requests:
         return m.ScheduleList(rid=request.rid, schedules=(schedule,))
 
     def _feedback(self, request: m.Feedback, now: float) -> m.Reply:
-        if not request.document_id or request.relevance < 0:
-            raise InvalidArgument("feedback needs a document_id and a relevance of 0 (irrelevant) or more")
+        if not request.document_id:
+            raise InvalidArgument("feedback needs a document_id")
+        check_number("relevance (0: irrelevant)", request.relevance)
         key = query_hash(request.query, request.collection)
         self._core.journal.add_judgment(
             key, request.query, request.collection, request.document_id, request.relevance, now
@@ -209,10 +215,8 @@ def _bounded(limit: int) -> int:
     return min(limit, MAX_ROWS)
 
 
-def _collection(name: str) -> str:
-    if not name or len(name) > 255 or "/" in name or "\0" in name:
-        raise InvalidArgument(f"{name!r} cannot be a collection's name: 1 to 255 characters without '/'")
-    return name
+def _collection_or_all(name: str | None) -> str | None:
+    return None if name is None else check_collection(name)
 
 
 def _status(value: str | None) -> TaskStatus | None:

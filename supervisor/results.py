@@ -1,20 +1,32 @@
-"""Owns what the result store holds: admission, eviction, expiry and the figures. The store itself is ipc/store.py."""
+"""Owns what the result store holds: admission, eviction, expiry, what a change of documents drops, and the figures.
+
+The store itself is ipc/store.py; which results a change can alter is affected.py.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from ..ipc.counters import CounterFold
 from ..ipc.query import normalise, query_hash
 from ..ipc.records import ComputedResult
 from ..ipc.store import EntryInfo, ResultStore
+from .affected import Change, Dependencies, can_alter
 from .popularity import Popularity
+
+EMPTY_TTL_S = 60.0  # of a result without rows: what is missing today may be there in a minute
+KEPT_CHANGES = 512  # remembered, to be held against results that were computed before them and come after
+KEPT_POINTS = 20_000  # of all of them together: 30 MB of vectors of 384
 
 
 @dataclass(frozen=True, slots=True)
 class CachePolicy:
-    ttl_s: float = 24 * 3600.0
+    ttl_s: float = 24 * 3600.0  # from then on an entry is a miss
+    soft_ttl_s: float = 12 * 3600.0  # from then on it is served, and computed again when there is CPU to spare
     max_entries: int = 1000
 
 
@@ -24,16 +36,52 @@ class ResultKeeper:
     def __init__(self, store: ResultStore, fold: CounterFold, popularity: Popularity, policy: CachePolicy) -> None:
         self.store = store
         self._fold, self._popularity, self._policy = fold, popularity, policy
-        self._lookups = self._hits = 0
-        self._hits_of: dict[str, int] = {}  # query hash -> hits served from shared memory
+        self._lookups = self._hits = self._dropped = 0
+        self._dependencies: dict[str, Dependencies] = {}  # collection -> of its entries, by key hash
+        self._changes: deque[Change] = deque()
+        self._forgotten_seq = 0  # the last change that is not in `_changes` any more
+        self._void: set[str] = set()
+        for entry in store.entries():
+            self._note(entry)
 
-    def put(self, result: ComputedResult, now: float, ttl_s: float | None = None) -> None:
-        """Publish `result`. Raises ResultStoreError where the store cannot take it; what it held stays served."""
+    def _note(self, entry: EntryInfo) -> None:
+        """Remember what an entry of the store depends on."""
+        held = self.store.get(entry.query_text, entry.collection, entry.scope)
+        if held is not None:
+            of_collection = self._dependencies.setdefault(entry.collection, Dependencies())
+            of_collection.put(entry.key_hash, held.embedding, held.cutoff, held.candidates)
+
+    # --- in -----------------------------------------------------------------------------------------------------------
+
+    def put(self, result: ComputedResult, now: float, ttl_s: float | None = None) -> bool:
+        """Publish `result`; False where a change of documents since it was computed can alter it.
+
+        Raises ResultStoreError where the store cannot take it; what it held stays served.
+        """
+        is_stale = False
+        if result.as_of:
+            if result.as_of < self._forgotten_seq:
+                return False
+            later = [change for change in self._changes if change.seq > result.as_of and can_alter(change, result)]
+            if any(not change.is_soft for change in later):
+                return False
+            is_stale = bool(later)
         key = query_hash(result.query_text, result.collection, result.scope)
-        held = {entry.key_hash: entry for entry in self.store.entries()} if self._is_full() else {}
-        if held and key not in held:
-            self._evict_one(held, now)
-        self.store.put(result, expires_at=now + (self._policy.ttl_s if ttl_s is None else ttl_s))
+        if self._is_full():
+            held = {entry.key_hash: entry for entry in self.store.entries()}
+            if key not in held:
+                self._evict_one(held, now)
+        ttl_s = self._policy.ttl_s if ttl_s is None else ttl_s
+        if not result.ids:
+            ttl_s = min(ttl_s, EMPTY_TTL_S)
+        soft_at = now if is_stale else now + min(self._policy.soft_ttl_s, ttl_s)
+        if self.store.get(result.query_text, result.collection, result.scope) is not None:
+            self._void.add(key)
+        self.store.put(result, expires_at=now + ttl_s, soft_at=soft_at)
+        of_collection = self._dependencies.setdefault(result.collection, Dependencies())
+        embedding = np.frombuffer(result.embedding, dtype="<f4")
+        of_collection.put(key, embedding, result.cutoff, result.candidates)
+        return True
 
     def _is_full(self) -> bool:
         return len(self.store) >= self._policy.max_entries
@@ -44,39 +92,123 @@ class ResultKeeper:
             held.values(),
             key=lambda entry: (entry.expires_at > now, self._popularity.score(entry.key_hash, now), entry.computed_at),
         )
-        self.store.remove(victim.query_text, victim.collection, victim.scope)
+        self._remove(victim)
+
+    # --- out ----------------------------------------------------------------------------------------------------------
+
+    def _remove(self, entry: EntryInfo) -> None:
+        self.store.remove(entry.query_text, entry.collection, entry.scope)
+        if (of_collection := self._dependencies.get(entry.collection)) is not None:
+            of_collection.remove(entry.key_hash)
+        self._void.add(entry.key_hash)
 
     def invalidate(self, collection: str | None, pattern: str | None) -> int:
         """Drop the entries of `collection` (None: all) whose normalised query contains `pattern`; return how many."""
         if pattern is None:
             names = {collection} if collection is not None else {entry.collection for entry in self.store.entries()}
-            return sum(self.store.invalidate_collection(name) for name in names if name is not None)
+            return sum(self._invalidate_whole(name) for name in names if name is not None)
         wanted = normalise(pattern)
         doomed = [
             entry
             for entry in self.store.entries()
             if (collection is None or entry.collection == collection) and wanted in normalise(entry.query_text)
         ]
-        return sum(self.store.remove(entry.query_text, entry.collection, entry.scope) for entry in doomed)
+        for entry in doomed:
+            self._remove(entry)
+        return len(doomed)
+
+    def _invalidate_whole(self, collection: str) -> int:
+        self._void.update(entry.key_hash for entry in self.store.entries() if entry.collection == collection)
+        self._dependencies.pop(collection, None)
+        return self.store.invalidate_collection(collection)
+
+    def change(self, change: Change, now: float) -> int:
+        """Take a change of documents: drop the results it can alter, or (soft) have them computed again. Return how many.
+
+        A soft change of a filtered result drops it: the filter is the application's, it cannot be computed again here.
+        """
+        self._remember(change)
+        by_key = {entry.key_hash: entry for entry in self.store.entries() if entry.collection in change.names}
+        count = 0
+        for name in change.names & self._dependencies.keys():
+            if change.words is None and not change.is_soft:
+                count += self._invalidate_whole(name)
+                continue
+            for key in self._dependencies[name].affected(change):
+                entry = by_key.get(key)
+                if entry is None:
+                    continue
+                count += 1
+                if not change.is_soft or entry.scope:
+                    self._remove(entry)
+                elif entry.soft_at > now:
+                    self.store.make_stale(entry.query_text, entry.collection, entry.scope, now)
+        return count
+
+    def _remember(self, change: Change) -> None:
+        if not change.seq:
+            return  # of a task: none of that collection's runs beside it
+        self._changes.append(change)
+        points = sum(one.points for one in self._changes)
+        while len(self._changes) > KEPT_CHANGES or points > KEPT_POINTS:
+            oldest = self._changes.popleft()
+            points -= oldest.points
+            self._forgotten_seq = oldest.seq
+
+    def make_all_stale(self, collection: str, now: float) -> None:
+        """Have every result of a collection computed again: what altered them is not known one by one."""
+        for entry in self.store.entries():
+            if entry.collection == collection and entry.soft_at > now:
+                self.store.make_stale(entry.query_text, entry.collection, entry.scope, now)
+
+    def take_void(self) -> set[str]:
+        """Return the hashes of the results that were removed or replaced since the last call."""
+        void, self._void = self._void, set()
+        return void
+
+    def forget(self, keys: set[str]) -> None:
+        """Remove the entries with these hashes: they came back from a snapshot, and were void before it did."""
+        for entry in self.store.entries():
+            if entry.key_hash in keys:
+                self._remove(entry)
+
+    # --- looking ------------------------------------------------------------------------------------------------------
 
     def holds(self, query_text: str, collection: str, scope: str, now: float) -> bool:
-        return self.store.get(query_text, collection, scope, now) is not None
+        """Say whether a query has a result that is neither expired nor to be computed again."""
+        held = self.store.get(query_text, collection, scope, now)
+        return held is not None and held.soft_at > now
+
+    def stale(self, now: float) -> dict[str, list[EntryInfo]]:
+        """Return by collection the entries that are served and to be computed again, the most popular first."""
+        found: dict[str, list[EntryInfo]] = {}
+        for entry in self.store.entries():
+            if entry.soft_at <= now < entry.expires_at and not entry.scope:
+                found.setdefault(entry.collection, []).append(entry)
+        for entries in found.values():
+            entries.sort(key=lambda entry: -self._popularity.score(entry.key_hash, now))
+        return found
+
+    def valid(self, collection: str, now: float) -> list[EntryInfo]:
+        """Return the entries of a collection that hold, those of a filter or tenant left out."""
+        return [
+            entry
+            for entry in self.store.entries()
+            if entry.collection == collection and not entry.scope and entry.soft_at > now
+        ]
 
     def collect_counts(self, now: float) -> int:
         """Take over what the readers counted since the last call; return how many lookups that were."""
-        totals = self._fold.fold()
+        totals = self._fold.fold(self.store.epoch)
         fresh = totals.lookups - self._lookups
-        self._lookups, self._hits = totals.lookups, totals.hits
+        self._lookups, self._hits, self._dropped = totals.lookups, totals.hits, totals.dropped
         if totals.per_slot:
             by_slot = {entry.slot: entry for entry in self.store.entries()}
             for slot, hits in totals.per_slot.items():
                 if (entry := by_slot.get(slot)) is not None:  # else: replaced since; counted in the totals alone
-                    self._hits_of[entry.key_hash] = self._hits_of.get(entry.key_hash, 0) + hits
+                    self.store.count_use(slot, hits, now)
                     self._popularity.add_hits(entry.key_hash, hits, now)
         return fresh
-
-    def hits_of(self, key_hash: str) -> int:
-        return self._hits_of.get(key_hash, 0)
 
     def stats(self, now: float) -> dict[str, Any]:
         """Return the keys of `PrecomputedSearchCache.get_cache_stats`."""
@@ -86,10 +218,12 @@ class ResultKeeper:
             "total_cached_queries": len(entries),
             "valid_entries": len(entries) - expired,
             "expired_entries": expired,
+            "stale_entries": sum(entry.soft_at <= now < entry.expires_at for entry in entries),
             "total_tracked_queries": len(self._popularity),
             "cache_hit_rate": self._hits / self._lookups if self._lookups else 0.0,
             "cache_lookups": self._lookups,
             "cache_hits": self._hits,
+            "dropped_reports": self._dropped,
             "total_access_count": self._popularity.total_accesses,
             "cache_size_mb": self.store.size_bytes / 2**20,
         }

@@ -6,7 +6,7 @@ passes. Computed through UTC with zoneinfo; croniter, APScheduler and plain subt
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
 from enum import Enum
 from zoneinfo import ZoneInfo
@@ -163,3 +163,24 @@ def default_schedules(
                 )
             )
     return fresh
+
+
+def retuned(
+    existing: Iterable[ScheduleRecord], active: frozenset[str], now: float, zone: ZoneInfo
+) -> list[ScheduleRecord]:
+    """Return the default re-index schedules that change: daily for `active` collections, weekly for the others."""
+    changed = []
+    for one in existing:
+        if one.task_type is not TaskType.REINDEX or one.metadata.get("origin") != "default":
+            continue
+        wanted = TaskFrequency.DAILY if one.collection in active else TaskFrequency.WEEKLY
+        if one.frequency is not wanted and one.next_run_at > now:
+            next_run_at = next_run(wanted, now, zone)
+            changed.append(msgspec.structs.replace(one, frequency=wanted, next_run_at=next_run_at))
+    return changed
+
+
+def busiest(activity: Mapping[str, float]) -> frozenset[str]:
+    """Return the more active half of the collections (rounded up) among those with any activity."""
+    ranked = sorted((name for name, amount in activity.items() if amount > 0), key=lambda n: (-activity[n], n))
+    return frozenset(ranked[: (len(activity) + 1) // 2])

@@ -65,6 +65,7 @@ class Reranker(Section, frozen=True):
 
 class Cache(Section, frozen=True):
     ttl_hours: float = 24.0
+    soft_ttl_hours: float = 12.0
     max_cached_queries: int = 1000
     min_frequency: int = 3
 
@@ -170,6 +171,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "reranker.top_k": (1, 1000),
     "reranker.max_queries": (1, 1000),
     "cache.ttl_hours": (0.001, 8760),
+    "cache.soft_ttl_hours": (0.001, 8760),
     "cache.max_cached_queries": (1, 100_000),
     "cache.min_frequency": (1, 1_000_000),
     "queue.max_attempts": (1, 1000),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..ipc.board import Board
 from ..ipc.commands import Configure, Role
+from ..ipc.reader import ResultReader
 from .courtesy import be_courteous
 from .link import Link, watch_over
 
@@ -56,17 +57,20 @@ def run_tasks(link: Link, board: Board, command: Configure) -> None:
     from .task import Tools
     from .tasks import TASKS
 
-    settings = command.settings
+    settings, results = command.settings, ResultReader(Path(command.results_path))
 
     def make_tools(pace: Callable[[], None]) -> Tools:
         embedder = SentenceTransformerEmbedder(settings.model)
+        store = open_store(settings.store, command.owner_socket)
         return Tools(
-            store=open_store(settings.store, command.owner_socket),
+            store=store,
             embedder=embedder,
             reranker=make_reranker(settings.rerank, embedder),
             settings=settings,
             clock=time.time,
             pace=pace,
+            as_of=lambda: getattr(store, "as_of", 0),
+            cached=lambda text, collection: results.get_at(text, collection, "", time.time()),
         )
 
     row = command.board_row

@@ -47,7 +47,8 @@ class Interrupted(Exception):
 class TaskWorker:
     """Runs one task at a time. `make_tools(pace)` is called at the first task: models load late.
 
-    `duty()` is the share of one CPU granted now, in permille; `count_step()` is called after each step.
+    `duty()` is the share of one CPU granted now, in permille; `count_step()` is called after each step; `cpu()` is the
+    CPU time used so far, in seconds.
     """
 
     def __init__(
@@ -58,11 +59,13 @@ class TaskWorker:
         *,
         duty: Callable[[], int],
         count_step: Callable[[], None],
+        cpu: Callable[[], float] = time.process_time,
     ) -> None:
         self._port, self._make_tools, self._tasks, self._count_step = port, make_tools, tasks, count_step
         self._tools: Tools | None = None
         self._is_leaving = False
-        self._pacer = Pacer(duty=duty, wait=port.nap, check=self._check)
+        self._cpu = cpu
+        self._pacer = Pacer(duty=duty, wait=port.nap, check=self._check, cpu=cpu)
         self._running: Run | None = None
 
     def serve(self) -> None:
@@ -78,12 +81,12 @@ class TaskWorker:
 
     def run(self, command: Run) -> None:
         """Run one attempt to its end and report how it ended. Raises nothing a task does wrong."""
-        cpu_before_s = time.process_time()
+        cpu_before_s = self._cpu()
         self._running = command
         task_id, attempt = command.task_id, command.attempt
 
         def cpu_s() -> float:
-            return time.process_time() - cpu_before_s
+            return self._cpu() - cpu_before_s
 
         try:
             if self._tools is None:
@@ -91,7 +94,13 @@ class TaskWorker:
             self._pacer.reset()
             task = self._tasks[command.task_type]
             job = Job(
-                task_id, command.task_type, command.collection, command.params, command.queries, command.checkpoint
+                task_id,
+                command.task_type,
+                command.collection,
+                command.params,
+                command.queries,
+                command.checkpoint,
+                command.cached,
             )
             ended = drive(task(job, self._tools), self._on_step)
         except Interrupted:
@@ -147,6 +156,7 @@ class TaskWorker:
                 progress=step.progress,
                 checkpoint=step.checkpoint,
                 results=step.results,
+                changes=step.changes,
             )
         )
         self._count_step()

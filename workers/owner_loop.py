@@ -8,14 +8,14 @@ from pathlib import Path
 import zmq
 
 from ..ipc.calls import MAX_CALL_BYTES
-from ..ipc.commands import Configure, Drain, Published, Started
+from ..ipc.commands import ChangeSeen, Configure, Drain, Published, Started
 from ..ipc.errors import ModelUnavailable
 from ..ipc.records import ComputedResult
 from ..ipc.sockets import HIGH_WATER, bind_router
 from .link import Link
 from .models import SentenceTransformerEmbedder
 from .open_store import open_store
-from .owner import OwnerService, serve_ready
+from .owner import Desk, OwnerService
 from .reranker import make_reranker
 
 log = logging.getLogger(__name__)
@@ -34,10 +34,14 @@ def run_owner(link: Link, command: Configure) -> None:
     def publish(results: tuple[ComputedResult, ...]) -> None:
         link.send(Published(results=results))
 
-    service = OwnerService(store, embedder, make_reranker(settings.rerank, embedder), settings, publish)
+    reranker = make_reranker(settings.rerank, embedder)
+    service = OwnerService(store, embedder, reranker, settings, publish, report=link.send)
     socket = bind_router(link.context, Path(command.owner_socket), max_bytes=MAX_CALL_BYTES, high_water=HIGH_WATER)
     link.poller.register(socket, zmq.POLLIN)
     link.send(Started())
-    while not isinstance(link.wait(None), Drain):
-        serve_ready(socket, service)
+    desk = Desk(socket, service)
+    while not isinstance(order := link.wait(None), Drain):
+        if isinstance(order, ChangeSeen):
+            desk.seen(order.seq)
+        desk.serve_ready()
     store.close()

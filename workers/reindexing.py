@@ -10,8 +10,10 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
+from ..ipc.commands import PointsChanged
 from ..ipc.errors import TextFieldNotFound, VectorSizeMismatch
 from ..ipc.records import CollectionInfo, Point, PointId, QueryJob, TaskProgress
+from .changes import written
 from .fingerprint import fingerprint, is_stale, stamp
 from .quality import is_judged, ndcg
 from .task import Job, Outcome, Step, Steps, Tools
@@ -57,10 +59,12 @@ def reindex(job: Job, tools: Tools) -> Steps:
         yield Step(TaskProgress(done=at.seen, total=info.points, note="measuring the index as it is"))
         at.before = _mean_ndcg(judged, job.collection, tools)
         yield Step(TaskProgress(done=at.seen, total=info.points, note="measured"), msgspec.to_builtins(at))
+    embedding_since = tools.clock()  # the measurement says nothing of how long the rest takes
     is_rebuild = bool(job.params.get("force_rebuild"))
     fields: dict[str, int] = {}
     while True:
         tools.pace()
+        changed: tuple[PointsChanged, ...] = ()
         points, at_next = store.scroll(job.collection, after=at.after, limit=tools.settings.scroll_size)
         texts = {point.id: text for point in points if (text := _text(point, model.text_field)) is not None}
         at.without_text += len(points) - len(texts)
@@ -74,19 +78,23 @@ def reindex(job: Job, tools: Tools) -> Steps:
                 for point, vector in zip(stale, vectors, strict=True)
             ]
             applied = store.rewrite(job.collection, rewrites)
+            rewritten = [Point(id=point.id, vector=v.tobytes()) for point, v in zip(stale, vectors, strict=True)]
+            changed = (written(info, rewritten, is_soft=True),)
             at.embedded += applied
             at.changed_meanwhile += len(rewrites) - applied
         at.unchanged += len(texts) - len(stale)
         at.seen += len(points)
-        at.after, at.elapsed_s = at_next, elapsed_before_s + tools.clock() - began_at
+        now = tools.clock()
+        at.after, at.elapsed_s = at_next, elapsed_before_s + now - began_at
         yield Step(
             TaskProgress(
                 done=at.seen,
                 total=max(info.points, at.seen),
                 note="embedding what changed",
-                eta_s=eta_s(at.elapsed_s - elapsed_before_s, at.seen - seen_before, info.points - at.seen),
+                eta_s=eta_s(now - embedding_since, at.seen - seen_before, info.points - at.seen),
             ),
             msgspec.to_builtins(at),
+            changes=changed,
         )
         if at_next is None:
             break

@@ -21,6 +21,7 @@ class RemoteStore:
 
     def __init__(self, socket: Path, timeout_s: float) -> None:
         self._exchange = Exchange(socket, wire.answers, timeout_s)
+        self.as_of = 0  # the number of the last change of documents before the last search
 
     def _ask(self, kind: type[R], call: Message) -> R:
         try:
@@ -76,7 +77,9 @@ class RemoteStore:
             query_filter=dict(query_filter) if query_filter else None,
             exact=exact,
         )
-        return [list(hits) for hits in self._ask(calls.HitLists, call).hits]
+        answer = self._ask(calls.HitLists, call)
+        self.as_of = answer.as_of
+        return [list(hits) for hits in answer.hits]
 
     def upsert(self, name: str, points: Sequence[Point]) -> None:
         self._ask(calls.Changed, calls.Upsert(collection=name, points=tuple(points)))

@@ -82,9 +82,7 @@ class LateInteractionReranker:
         if not texts:
             return np.empty(0, dtype=np.float32)
         (query_tokens,) = self._embedder.token_vectors([query])
-        similarity = np.array(
-            [max_sim(query_tokens, tokens) for tokens in self._document_tokens(texts, pace)], dtype=np.float32
-        )
+        similarity = max_sims(query_tokens, self._document_tokens(texts, pace))
         fused = (
             z_scores(similarity) + z_scores(np.asarray(dense_scores, dtype=np.float32)) + z_scores(bm25(query, texts))
         )
@@ -109,9 +107,22 @@ class LateInteractionReranker:
 
 def max_sim(query_tokens: Vectors, document_tokens: Vectors) -> float:
     """Return the mean over query tokens of the best cosine among document tokens; 0 where either has none."""
-    if not len(query_tokens) or not len(document_tokens):
-        return 0.0
-    return float((query_tokens @ document_tokens.T).max(axis=1).mean())
+    return float(max_sims(query_tokens, [document_tokens])[0])
+
+
+def max_sims(query_tokens: Vectors, documents: Sequence[Vectors]) -> Floats:
+    """Return `max_sim` of each document, shape (len(documents),).
+
+    One matrix product for all: in fifty small ones BLAS's threads wait for each other every time, which on a machine
+    whose CPUs were taken came to 790 ms a query instead of 16.
+    """
+    scores = np.zeros(len(documents), dtype=np.float32)
+    rows = [row for row, tokens in enumerate(documents) if len(tokens)]
+    if rows and len(query_tokens):
+        starts = np.cumsum([0, *(len(documents[row]) for row in rows[:-1])])
+        similarity = query_tokens @ np.concatenate([documents[row] for row in rows]).T
+        scores[rows] = np.maximum.reduceat(similarity, starts, axis=1).mean(axis=0)
+    return scores
 
 
 def z_scores(values: Floats) -> Floats:

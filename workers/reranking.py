@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import msgspec
 
-from ..ipc.records import Hit, TaskProgress
+from ..ipc.records import Hit, QueryJob, TaskProgress
+from .checking import AT_ONCE, outdated
 from .fingerprint import fingerprint
 from .quality import is_judged, ndcg
 from .reindexing import check_size, eta_s
@@ -84,11 +86,24 @@ def rerank(job: Job, tools: Tools) -> Steps:
 
 
 def warm(job: Job, tools: Tools) -> Steps:
-    """Compute what the cache lacks. The supervisor hands in only queries that are not cached (unless forced)."""
-    if not job.queries and not job.checkpoint:
-        result = _result(job, Checkpoint(), tools) | {"reason": "every popular query is cached, or there is none"}
+    """Compute what the cache lacks, and anew what no longer holds.
+
+    The supervisor hands in the queries that are not cached (unless forced), and the cached ones that are to be checked.
+    """
+    tools.store.info(job.collection)  # a collection that does not exist is an error, not an idle one
+    again: list[QueryJob] = []
+    if not job.checkpoint:
+        checked = 0
+        for gone in outdated(job.cached, job.collection, tools):
+            again += gone
+            checked = min(checked + AT_ONCE, len(job.cached))
+            yield Step(TaskProgress(done=checked, total=len(job.cached), note="checking what is cached"))
+    if not job.queries and not again and not job.checkpoint:
+        reason = "every popular query is cached, or there is none"
+        result = _result(job, Checkpoint(), tools) | {"reason": reason, "queries_checked": len(job.cached)}
         return Outcome(result=result, is_skipped=True)
-    return (yield from rerank(job, tools))
+    ended = yield from rerank(replace(job, queries=(*job.queries, *again)), tools)
+    return replace(ended, result=ended.result | {"queries_checked": len(job.cached), "queries_outdated": len(again)})
 
 
 def _ids(hits: Sequence[Hit]) -> list[int | str]:

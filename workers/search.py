@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -36,10 +37,11 @@ def compute(
     if not jobs:
         return
     cpu_before_s = time.process_time()
-    has_cosine = tools.store.info(collection).distance == "cosine"
+    distance = tools.store.info(collection).distance
     vectors = tools.embedder.embed([job.text for job in jobs], pace=tools.pace)
     depth = max(candidates, limit) if is_reranked else limit
     hit_lists = tools.store.search(collection, vectors, limit=depth, query_filter=query_filter)
+    as_of = tools.as_of()
     shared_s = (time.process_time() - cpu_before_s) / len(jobs)
     for job, vector, hits in zip(jobs, vectors, hit_lists, strict=True):
         cpu_before_s = time.process_time()
@@ -48,13 +50,23 @@ def compute(
         result = None
         if ranked:
             result = msgspec.structs.replace(
-                _result(job, collection, ranked, tools.settings.model, has_cosine=has_cosine),
+                _result(job, collection, ranked, tools.settings.model, has_cosine=distance == "cosine"),
                 scope=scope,
                 embedding=vector.astype("<f4").tobytes(),
+                candidates=tuple(hit.id for hit in hits),
+                cutoff=cutoff_of(hits, depth, distance),
+                as_of=as_of,
                 computed_at=tools.clock(),
                 cost_s=cost_s,
             )
         yield job, result, hits
+
+
+def cutoff_of(hits: Sequence[Hit], depth: int, distance: str) -> float | None:
+    """Return the similarity (higher is nearer) a document must reach to become one of `depth` candidates."""
+    if len(hits) < depth:
+        return None  # there is room for any
+    return -hits[-1].score if distance in ("euclid", "manhattan") else hits[-1].score
 
 
 def rerank_hits(text: str, hits: Sequence[Hit], tools: Tools) -> list[Hit]:
@@ -107,7 +119,16 @@ def _result(
         computed_at=0.0,
         quality=quality,
         quality_basis=basis,
+        language=_language(hits),
     )
+
+
+def _language(hits: Sequence[Hit]) -> str:
+    """Return the language that most rows name in their payload ("language" or "lang"); "" where none does."""
+    named = Counter(
+        value for hit in hits for key in ("language", "lang") if isinstance(value := hit.payload.get(key), str)
+    )
+    return named.most_common(1)[0][0] if named else ""
 
 
 def _plain(payload: dict[str, Any]) -> dict[str, Any]:

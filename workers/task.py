@@ -15,7 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ..ipc.commands import PointsChanged
 from ..ipc.records import ComputedResult, QueryJob, TaskProgress, TaskType
+from ..ipc.result import CachedResult
 from ..ipc.settings import WorkerSettings
 from .vectors import Vectors, VectorStore
 
@@ -70,6 +72,7 @@ class Job:
     params: Mapping[str, Any] = field(default_factory=dict)
     queries: tuple[QueryJob, ...] = ()  # the popular queries, most popular first, with their judgments
     checkpoint: Mapping[str, Any] | None = None
+    cached: tuple[QueryJob, ...] = ()  # queries that have a result already, to be seen whether it still holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,7 @@ class Step:
     progress: TaskProgress
     checkpoint: dict[str, Any] | None = None  # None: resume where the last one said
     results: tuple[ComputedResult, ...] = ()
+    changes: tuple[PointsChanged, ...] = ()  # of documents, by this step
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,10 @@ class Tools:
     settings: WorkerSettings
     clock: Callable[[], float]
     pace: Callable[[], None]
+    as_of: Callable[[], int] = lambda: 0
+    """The number of the last change of documents before the last search; 0 where changes are not numbered."""
+    cached: Callable[[str, str], CachedResult | None] = lambda _text, _collection: None
+    """What the result store holds for a query of a collection."""
 
 
 Steps = Generator[Step, None, Outcome]

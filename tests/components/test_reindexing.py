@@ -111,6 +111,18 @@ def test_a_paused_reindex_goes_on_where_it_was_and_embeds_nothing_twice(tools: T
     assert sorted(tools.embedder.texts) == sorted(TITLES.values())
 
 
+def test_the_time_left_is_told_from_the_embedding_and_not_from_the_measurement_before_it(tools: Tools) -> None:
+    at, took_s = [0.0], iter([1000.0, 2.0])  # the judged queries, then the first page
+
+    def during() -> None:
+        at[0] += next(took_s)
+
+    tools.embedder.during = during
+    *_, page = first_steps(replace(tools, clock=lambda: at[0]), 3, JUDGED)
+    assert page.progress.done == 8
+    assert page.progress.eta_s == pytest.approx(12 / 8 * 2.0)
+
+
 def test_a_checkpoint_of_another_model_is_not_resumed(tools: Tools) -> None:
     (step,) = first_steps(tools, 1)
     tools.embedder.revision = "another"

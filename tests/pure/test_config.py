@@ -6,12 +6,21 @@ import json
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from morgan.background.ipc.errors import ConfigError
-from morgan.background.supervisor.config import RANGES, SECTIONS, Config, default_toml, load, search_path
+from morgan.background.supervisor.config import (
+    RANGES,
+    SECTIONS,
+    Config,
+    as_environment,
+    default_toml,
+    load,
+    search_path,
+)
 from morgan.background.supervisor.governor import Limits, cpu_limit_permille
 
 ROOT = Path(__file__).parents[2]
@@ -172,6 +181,14 @@ def test_hours_that_are_accepted_have_a_limit_at_every_hour(hours: tuple[int, in
 def test_quiet_hours_may_end_as_the_active_ones_begin() -> None:
     limits = load(env=EMPTY | {"MORGAN_LIMITS_QUIET_START": "18", "MORGAN_LIMITS_QUIET_END": "9"}).limits()
     assert [cpu_limit_permille(limits, hour) for hour in (8.9, 9, 17.9, 18)] == [700, 300, 300, 700]
+
+
+def test_a_configuration_reaches_another_process_through_its_environment(tmp_path: Path) -> None:
+    text = "[service]\nworkers = 3\n[schedule]\nauto = false\ncollections = ['a', 'b']\n[limits]\nmemory_limit = 0.5\n"
+    config = load(written(tmp_path, text), EMPTY)
+    again = load(env=EMPTY | as_environment(config))
+    assert again == msgspec.structs.replace(config, source=None)
+    assert as_environment(Config()) == {}
 
 
 def test_a_default_config_needs_no_file_and_no_environment() -> None:

@@ -1,0 +1,76 @@
+"""Owns which cached results are to be computed again or checked, and which collections change the most.
+
+A change of documents that is reported drops what it can alter at once (results.py). What is left for here: results past
+their soft age, results that a re-index made old, and changes nobody reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..ipc.commands import PointsChanged
+from ..ipc.records import QueryJob, TaskRecord, TaskType
+from .affected import Change
+from .popularity import Popularity
+from .results import ResultKeeper
+from .scheduler import busiest
+
+
+class Freshness:
+    """Times are Unix seconds. `collections` are the scheduled ones."""
+
+    def __init__(self, keeper: ResultKeeper, popularity: Popularity, collections: Sequence[str]) -> None:
+        self._keeper, self._popularity, self._collections = keeper, popularity, collections
+        self._written: dict[str, int] = {}  # collection -> points written since its last re-index
+        self._unchecked: set[str] = set()
+        self.check_all()  # what changed while the service was down, or just before it was killed, is not known
+
+    def check_all(self) -> None:
+        """Have every result held against the documents: others may have written them behind our back."""
+        self._unchecked |= {entry.collection for entry in self._keeper.store.entries()}
+
+    def check(self, collection: str) -> None:
+        self._unchecked.add(collection)
+
+    def points_changed(self, event: PointsChanged, now: float) -> None:
+        self._keeper.change(Change.of(event), now)
+        if not event.is_soft:
+            for name in event.names:
+                self._written[name] = self._written.get(name, 0) + max(len(event.ids), 1)
+
+    def completed(self, record: TaskRecord, now: float) -> bool:
+        """Take note of a completed task; True where results are to be computed again because of it."""
+        if record.task_type is TaskType.WARM:
+            self._unchecked.discard(record.collection)
+        if record.task_type is not TaskType.REINDEX:
+            return False
+        self._written.pop(record.collection, None)
+        if not (record.result or {}).get("documents_embedded"):
+            return False
+        if record.attempt > 1:  # what an attempt changed just before it was killed was not reported
+            self._keeper.make_all_stale(record.collection, now)
+        return True
+
+    def is_gone(self, collection: str) -> None:
+        """Drop the results of a collection that does not exist any more."""
+        self._unchecked.discard(collection)
+        self._keeper.invalidate(collection, None)
+
+    def wanted(self, now: float) -> list[str]:
+        """Return the collections that need a warm task."""
+        return sorted(self._keeper.stale(now).keys() | self._unchecked)
+
+    def stale_queries(self, collection: str, now: float) -> list[str]:
+        """Return the queries whose result is served and to be computed again, the most popular first."""
+        return [entry.query_text for entry in self._keeper.stale(now).get(collection, [])]
+
+    def to_check(self, record: TaskRecord, now: float) -> tuple[QueryJob, ...]:
+        """Return the cached queries that a warm task is to hold against the documents."""
+        if record.task_type is not TaskType.WARM or record.collection not in self._unchecked:
+            return ()
+        return tuple(QueryJob(text=entry.query_text) for entry in self._keeper.valid(record.collection, now))
+
+    def active(self, now: float) -> frozenset[str]:
+        """Return the scheduled collections that are searched or written the most."""
+        searched = self._popularity.by_collection(now)
+        return busiest({n: searched.get(n, 0.0) + self._written.get(n, 0) for n in self._collections})
