@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from .ipc import messages
 from .ipc.client import Client, expect
 from .ipc.errors import MorganError
-from .ipc.query import normalise, query_hash
-from .ipc.records import QueryRecord, TaskStatus
-from .ipc.result import CachedResult
+from .ipc.query import normalise, query_hash, scope_of
+from .ipc.records import ComputedResult, PointId, QueryRecord, TaskStatus
+from .ipc.result import CachedResult, Floats
 from .lane import Lane, choose_lane
 from .supervisor.config import Config
+from .wrapping import Terms, rows_result, wrapped
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MAX_LISTED = 1000
 
@@ -128,22 +132,52 @@ class PrecomputedSearchCache:
         """
         if not force_refresh and (held := self.get_cached_results(query, collection_name)) is not None:
             return held
-        if self._lane.compute(query, collection_name, self._top_k) is None:
-            return None
-        return self._published(query, collection_name)
-
-    def _published(self, query: str, collection_name: str) -> PrecomputedResult | None:
-        # The owner hands a result to the supervisor, which publishes it; a request after that sees it done.
-        held = self.get_cached_results(query, collection_name)
-        if held is None:
-            self._lane.request(messages.CacheStats())
-            held = self.get_cached_results(query, collection_name)
-        return held
+        computed = self._lane.compute(query, collection_name, self._top_k)
+        # Not read back from the cache: that would count as a hit, and a result the cache cannot take is a result too.
+        return None if computed is None else _shown(computed)
 
     def get_cached_results(self, query: str, collection_name: str) -> PrecomputedResult | None:
         """Return the query's results if they are cached and not expired, else None. Sends no message."""
-        held = self._lane.reader.get(query, collection_name)
-        return None if held is None else _shown(held)
+        reader = self._lane.reader
+        held = reader.get(query, collection_name)
+        return _shown(held, reader.use_of(held)) if held else None  # one without rows says that there are none
+
+    def get_many(self, queries: Iterable[str], collection_name: str) -> list[PrecomputedResult | None]:
+        """Return what `get_cached_results` does for each query, in order."""
+        return [self.get_cached_results(query, collection_name) for query in queries]
+
+    def put(
+        self,
+        query: str,
+        collection_name: str,
+        rows: Iterable[Mapping[str, Any]],
+        *,
+        query_filter: Mapping[str, Any] | None = None,
+        tenant: str = "",
+        ttl_s: float | None = None,
+    ) -> None:
+        """Publish results the application computed, best first.
+
+        A row has `id`, and if known `content`, `source`, `score` (float), `rerank_score` (of all rows or none) and
+        `metadata`. They expire after `ttl_s`, by default after the configured time, and are dropped when any document
+        of the collection changes: what they depend on is not known.
+        """
+        result = rows_result(query, collection_name, rows, scope_of(query_filter, tenant))
+        self._lane.request(messages.Publish(result=result, ttl_s=ttl_s))
+
+    def wrap(
+        self,
+        search: Callable[P, T],
+        *,
+        collection: str | None = None,
+        tenant: str | None = None,
+        ttl_s: float | None = None,
+        decode: Callable[[CachedResult], T] | None = None,
+    ) -> Callable[P, T]:
+        """Return `search` answered from shared memory where it can be; sync or async. See wrapping.py."""
+        return wrapped(
+            lambda: self._lane, search, Terms(collection=collection, tenant=tenant, ttl_s=ttl_s, decode=decode)
+        )
 
     def warm_cache(self, collection_name: str, max_queries: int = 50) -> int:
         """Precompute the collection's popular queries that are not cached; return how many were computed.
@@ -169,6 +203,14 @@ class PrecomputedSearchCache:
         """Drop results of a collection (None: all) whose query contains the pattern (None: any); return how many."""
         ask = messages.Invalidate(collection=collection_name, pattern=query_pattern)
         return expect(messages.Done, self._lane.request(ask)).count
+
+    def report_change(self, collection_name: str, ids: Iterable[PointId] = ()) -> None:
+        """Say that points were written or deleted by the application itself; results they can alter are dropped.
+
+        Without `ids`: any may have changed. Changes through `Client` and by the service's own tasks need no report, and
+        changes in a server or a live client are found within `check_interval_seconds` without one.
+        """
+        self._lane.report_change(collection_name, tuple(ids))
 
     def get_cache_stats(self) -> dict[str, Any]:
         """Return total_cached_queries, valid_entries, expired_entries, total_tracked_queries, cache_hit_rate, ..."""
@@ -198,21 +240,26 @@ def _analytics(records: tuple[QueryRecord, ...]) -> list[QueryAnalytics]:
     ]
 
 
-def _shown(held: CachedResult) -> PrecomputedResult:
+def _floats(values: Floats | bytes) -> list[float]:
+    return list(memoryview(values).cast("f")) if isinstance(values, bytes) else values.tolist()
+
+
+def _shown(held: CachedResult | ComputedResult, use: tuple[int, float | None] = (0, None)) -> PrecomputedResult:
+    access_count, last_at = use
     return PrecomputedResult(
         query_text=held.query_text,
         query_hash=query_hash(held.query_text, held.collection, held.scope),
         collection_name=held.collection,
         results=[
-            ResultRow(content=content, source=source, score=float(score), metadata=metadata)
+            ResultRow(content=content, source=source, score=score, metadata=metadata)
             for content, source, score, metadata in zip(
-                held.contents, held.sources, held.scores, held.metadata, strict=True
+                held.contents, held.sources, _floats(held.scores), held.metadata, strict=True
             )
         ],
-        rerank_scores=[float(score) for score in held.rerank_scores],
+        rerank_scores=_floats(held.rerank_scores),
         computed_at=datetime.fromtimestamp(held.computed_at),
-        access_count=0,
-        last_accessed=None,
+        access_count=access_count,
+        last_accessed=None if last_at is None else datetime.fromtimestamp(last_at),
         quality_score=held.quality,
         quality_basis=held.quality_basis,
         language=held.language,

@@ -6,6 +6,7 @@ own thread after `start`; one at a time.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -13,15 +14,18 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from .borrowed import Borrowed
 from .ipc import messages
 from .ipc.commands import Command, Configure, Event, Ready, Role, Run, StopTask
-from .ipc.errors import from_wire
+from .ipc.errors import InvalidArgument, MorganError, from_wire
 from .ipc.paths import RuntimePaths, make_private
 from .ipc.reader import ResultReader
-from .ipc.records import ComputedResult, QueryJob, TaskRecord
+from .ipc.records import ComputedResult, PointId, QueryJob, TaskRecord
 from .ipc.settings import WorkerSettings
 from .lane import is_over
 from .supervisor.assemble import core_settings, make_core
@@ -29,6 +33,7 @@ from .supervisor.config import Config, load
 from .supervisor.journal import Journal
 from .supervisor.requests import Requests
 from .supervisor.state import Action, SendCommand, SendReply
+from .workers.changes import looked_up
 from .workers.loop import TaskWorker
 from .workers.models import SentenceTransformerEmbedder
 from .workers.open_store import open_store
@@ -39,8 +44,11 @@ from .workers.task import Tools
 from .workers.tasks import TASKS
 from .workers.vectors import VectorStore
 
+log = logging.getLogger(__name__)
+
 WORKER = 1  # the index of the one task worker
 TOKEN = "caller"  # whom the core answers
+RERANKING = "reranking service"  # what a problem with it is listed under
 
 
 class InlineLane:
@@ -78,9 +86,16 @@ class InlineLane:
         self._requests = Requests(self._core, str(self._config.state_dir()), runtime, os.getpid())
         self._reader = ResultReader(runtime.results, counters_dir=runtime.readers)
         self._worker = TaskWorker(
-            _Port(self), self._make_tools, TASKS, duty=lambda: self._core.duty_permille(WORKER), count_step=lambda: None
+            _Port(self),
+            self._make_tools,
+            TASKS,
+            duty=lambda: self._core.duty_permille(WORKER),
+            count_step=lambda: None,
+            cpu=time.thread_time,  # the process's CPU is mostly the application's
         )
-        configure = Configure(settings=WorkerSettings(), board_path="", owner_socket="", board_row=WORKER)
+        configure = Configure(
+            settings=WorkerSettings(), board_path="", owner_socket="", results_path="", board_row=WORKER
+        )
         self._core.worker_joined(WORKER, Role.TASKS, os.getpid(), configure)
         self.on_event(Ready(role=Role.TASKS, index=WORKER, pid=os.getpid()))
 
@@ -93,11 +108,15 @@ class InlineLane:
         with self._lock:
             reply = self._requests.handle(msgspec.structs.replace(message, rid=1), TOKEN, time.time())
             self._turn()
+            self._changed.notify_all()
         if reply is None:  # a long poll, which `wait` does itself in this lane
             raise ValueError("GetTask(wait_s=...) is not answered inline: call wait(task_id)")
         if isinstance(reply, messages.Failure):
             raise from_wire(reply.code, reply.message)
         return reply
+
+    def post(self, message: messages.Track | messages.Publish) -> None:
+        self.request(message)
 
     @property
     def reader(self) -> ResultReader:
@@ -108,6 +127,7 @@ class InlineLane:
         with self._lock:
             self._core.on_event(WORKER, event, time.time())
             self._turn()
+            self._changed.notify_all()
 
     def _turn(self) -> None:
         """One turn of the loop: what the daemon does with sockets happens here with a list. Call with the lock held."""
@@ -120,7 +140,8 @@ class InlineLane:
                         self._inbox.append(action.command)
                 case SendReply():
                     pass  # nobody polls inline
-        self._changed.notify_all()
+        if actions:  # not every turn: two threads that look again when woken would wake each other for ever
+            self._changed.notify_all()
 
     # --- running ------------------------------------------------------------------------------------------------------
 
@@ -148,7 +169,8 @@ class InlineLane:
         try:
             command = self._take()
             if isinstance(command, Run):
-                self._worker.run(command)
+                with self._opened():
+                    self._worker.run(command)
                 return True
             return False
         finally:
@@ -186,31 +208,70 @@ class InlineLane:
 
     def compute(self, text: str, collection: str, limit: int) -> ComputedResult | None:
         settings = self._config.worker_settings().rerank
-        with self._run_lock:
-            tools = self._tools_now()
+        if not text.strip() or limit < 1:
+            raise InvalidArgument("a search needs a text that is not empty and a limit of at least 1")
+        with self._run_lock, self._opened():
+            tools, problem = self._tools_now(), None
             job = QueryJob(text=text)
-            found = compute([job], collection, tools, limit=limit, candidates=settings.candidates, is_reranked=True)
-            _, result, _ = next(found)
-        if result is not None:
-            with self._lock:
+
+            def search(*, is_reranked: bool) -> ComputedResult | None:
+                (found,) = compute(
+                    [job], collection, tools, limit=limit, candidates=settings.candidates, is_reranked=is_reranked
+                )
+                return found[1]
+
+            try:
+                result = search(is_reranked=True)
+            except MorganError:
+                raise
+            except Exception as error:
+                if self._live_reranker is None:
+                    raise
+                # The application's own reranker failed: the vector search is still worth something.
+                log.warning("the reranking service failed: results keep the vector search's order", exc_info=True)
+                problem = f"{type(error).__name__}: {error}; results keep the vector search's order"
+                result = search(is_reranked=False)
+        with self._lock:
+            if problem is None:
+                self._core.problems.pop(RERANKING, None)
+            else:
+                self._core.problems[RERANKING] = problem
+            if result is not None:
                 self._core.publish([result], time.time())
         return result
+
+    def report_change(self, collection: str, ids: tuple[PointId, ...]) -> None:
+        with self._run_lock, self._opened():
+            events = looked_up(self.store(), collection, ids)
+        for event in events:
+            self.on_event(event)
 
     # --- tools --------------------------------------------------------------------------------------------------------
 
     def store(self) -> VectorStore:
         """The live client's store, or the configured one, opened at first use."""
         if self._store is None:
+            settings = self._config.worker_settings().store
             if self._live_client is not None:
                 self._store = QdrantStore(self._live_client)
+            elif settings.is_embedded:
+                self._store = cast("VectorStore", Borrowed(lambda: open_store(settings, None)))
             else:
-                self._store = open_store(self._config.worker_settings().store, None)
+                self._store = open_store(settings, None)
         return self._store
 
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        """Give an embedded store back at the end: one process at a time opens it, and another component may be next."""
+        try:
+            yield
+        finally:
+            if isinstance(self._store, Borrowed):
+                self._store.give_back()
+
     def _tools_now(self) -> Tools:
-        if self._tools is None:
-            self._tools = self._make_tools(lambda: None)
-        return self._tools
+        """Tools that are not paced: the application waits for what they find."""
+        return self._make_tools(lambda: None)
 
     def _make_tools(self, pace: Any) -> Tools:
         settings = self._config.worker_settings()
@@ -222,12 +283,22 @@ class InlineLane:
             reranker = as_reranker(self._live_reranker)
         else:
             reranker = make_reranker(settings.rerank, embedder)
-        tools = Tools(self.store(), embedder, reranker, settings, time.time, pace)
+        tools = Tools(
+            self.store(),
+            embedder,
+            reranker,
+            settings,
+            time.time,
+            pace,
+            cached=lambda text, collection: self._reader.get_at(text, collection, "", time.time()),
+        )
         self._tools = known or tools
         return tools
 
     def close(self) -> None:
         """Stop, close a store this lane opened itself, remove its shared memory. A live client stays the caller's."""
+        if not self._cleanup.alive:
+            return
         self.stop()
         self._reader.close()
         self._core.keeper.store.close()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .ipc import calls, messages
 from .ipc.client import Client, expect
 from .ipc.reader import ResultReader
-from .ipc.records import ComputedResult, TaskRecord
+from .ipc.records import ComputedResult, PointId, TaskRecord
 
 if TYPE_CHECKING:
     from .supervisor.config import Config
@@ -27,6 +27,14 @@ class Lane(Protocol):
 
     def compute(self, text: str, collection: str, limit: int) -> ComputedResult | None:
         """Search and rerank now, publish what was found and return it."""
+        ...
+
+    def post(self, message: messages.Track | messages.Publish) -> None:
+        """Tell the supervisor something and wait for nothing."""
+        ...
+
+    def report_change(self, collection: str, ids: tuple[PointId, ...]) -> None:
+        """Drop the results that points written or deleted by the application can alter."""
         ...
 
     def wait(self, task_id: str, *, until_attempted: bool = False) -> TaskRecord:
@@ -61,7 +69,16 @@ class DaemonLane:
 
     def compute(self, text: str, collection: str, limit: int) -> ComputedResult | None:
         call = calls.SearchText(collection=collection, text=text, limit=limit, is_reranked=True)
-        return expect(calls.Computed, self._client.call(call)).result
+        computed = expect(calls.Computed, self._client.call(call)).result
+        # The owner reported the result before it answered, so that a request after that finds it published.
+        self.request(messages.CacheStats())
+        return computed
+
+    def post(self, message: messages.Track | messages.Publish) -> None:
+        self._client.post(message)
+
+    def report_change(self, collection: str, ids: tuple[PointId, ...]) -> None:
+        self._client.report_change(collection, ids)
 
     def wait(self, task_id: str, *, until_attempted: bool = False) -> TaskRecord:
         seen = -1

@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-import sys
 import time
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
-from .ipc import messages
+from .ipc import launch, messages
 from .ipc.client import Client
 from .ipc.errors import ServiceUnavailable
 from .ipc.reader import ResultReader
 from .ipc.settings import StoreSettings
 from .lane import DaemonLane
-from .supervisor.config import Config
+from .supervisor.config import Config, as_environment
 
 START_S = 30.0  # the supervisor answers in well under a second; this is for a machine under load
 KEY_VARIABLE = "MORGAN_SPAWNED_STORE_API_KEY"
@@ -24,7 +25,8 @@ KEY_VARIABLE = "MORGAN_SPAWNED_STORE_API_KEY"
 class SpawnedLane(DaemonLane):
     """Starts a supervisor at the first request, unless one serves the state directory already.
 
-    The supervisor's log goes to `service.log` in the state directory.
+    It ends with `stop` or `close`, and at the latest when the application's interpreter does. Its log goes to
+    `service.log` in the state directory.
     """
 
     def __init__(
@@ -39,13 +41,17 @@ class SpawnedLane(DaemonLane):
         self._config = config
         self._environment = self._overrides(config, store, check_interval_s, is_auto_scheduling)
         self._process: subprocess.Popen[bytes] | None = None
+        self._end: Callable[[], object] = lambda: None
         self._is_ready = False
 
     @staticmethod
     def _overrides(
         config: Config, store: StoreSettings | None, check_interval_s: float | None, is_auto_scheduling: bool | None
     ) -> dict[str, str]:
-        found = {"MORGAN_STATE_DIR": str(config.state_dir()), "MORGAN_RUNTIME_DIR": str(config.runtime_dir())}
+        found = as_environment(config) | {
+            "MORGAN_STATE_DIR": str(config.state_dir()),
+            "MORGAN_RUNTIME_DIR": str(config.runtime_dir()),
+        }
         if config.source is not None:
             found["MORGAN_CONFIG"] = str(config.source)
         if check_interval_s is not None:
@@ -80,18 +86,18 @@ class SpawnedLane(DaemonLane):
     def _spawn(self) -> None:
         state_dir = Path(self._config.state_dir())
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        root = str(Path(next(iter(sys.modules[__package__].__path__))).absolute().parents[1])
-        path = os.pathsep.join(p for p in (root, os.environ.get("PYTHONPATH", "")) if p)
         log_path = state_dir / "service.log"
         with log_path.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __package__, "serve"],
+                launch.command("", "serve"),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=os.environ | self._environment | {"PYTHONPATH": path},
+                env=launch.environment(self._environment),
                 start_new_session=True,  # Ctrl-C in the application's terminal is the application's to handle
             )
+        # in a session of its own it would outlive an application that forgets to stop it
+        self._end = weakref.finalize(self, _end, self._process, os.getpid(), self._config.service.grace_s + 10)
         deadline_at = time.monotonic() + START_S
         while not self._client.is_running():
             if self._process.poll() is not None or time.monotonic() > deadline_at:
@@ -102,16 +108,20 @@ class SpawnedLane(DaemonLane):
 
     def stop(self) -> None:
         """End the supervisor this lane started: it drains and leaves. One that was there before stays."""
-        process, self._process, self._is_ready = self._process, None, False
-        if process is None:
-            return
-        process.terminate()  # SIGTERM drains
-        try:
-            process.wait(self._config.service.grace_s + 10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        self._process, self._is_ready = None, False
+        self._end()
 
     def close(self) -> None:
         self.stop()
         super().close()
+
+
+def _end(process: subprocess.Popen[bytes], parent_pid: int, grace_s: float) -> None:
+    if os.getpid() != parent_pid:
+        return  # a forked child of the application ends: the supervisor is its parent's
+    process.terminate()  # SIGTERM drains
+    try:
+        process.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -13,7 +13,10 @@ from .supervisor.config import Config
 
 
 class _Runner:
-    """Runs a task at once, whatever the CPU budget, and always returns a dict with "success" and "error_message"."""
+    """Runs a task at once, whatever the CPU budget, and always returns a dict with "success" and "error_message".
+
+    Where there was nothing to do that is a success, and "reason" says why.
+    """
 
     def __init__(
         self,
@@ -30,15 +33,16 @@ class _Runner:
 
     def _run(self, task_type: str, collection: str, params: dict[str, Any], counted: str) -> dict[str, Any]:
         done = self._executor.execute_task_now(task_type, collection, force=True, params=params)
-        if done.status is TaskStatus.COMPLETED and done.result is not None:
+        # forced, so SKIPPED means that there was nothing to do, and the result's "reason" says why
+        if done.status in (TaskStatus.COMPLETED, TaskStatus.SKIPPED) and done.result is not None:
             return done.result
-        reason = done.error_message or (done.result or {}).get("reason") or f"the task ended as {done.status.value}"
         return {
             "success": False,
             "collection_name": collection,
             counted: 0,
             "processing_time_seconds": 0.0,
-            "error_message": reason,
+            "quality_improvement": None,
+            "error_message": done.error_message or f"the task ended as {done.status.value}",
         }
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from .. import __version__
 from ..ipc.errors import (
@@ -26,26 +27,31 @@ FREQUENCIES = ("hourly", "daily", "weekly")
 TYPES = ("reindex", "rerank", "warm")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes the options that stand anywhere: before a command, behind it, behind its verb."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        # SUPPRESS: the default of a later place must not undo the value given at an earlier one
+        self.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS, help="the TOML file to use")
+        self.add_argument(
+            "--state-dir", metavar="DIR", default=argparse.SUPPRESS, help="which service: its state directory"
+        )
+        self.add_argument("--runtime-dir", metavar="DIR", default=argparse.SUPPRESS, help="its sockets, shared memory")
+        self.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
+
+
 def build() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    # SUPPRESS: the option may stand before or behind the command, and the later default must not undo the earlier value
-    common.add_argument("--config", metavar="FILE", default=argparse.SUPPRESS, help="the TOML file to use")
-    common.add_argument(
-        "--state-dir", metavar="DIR", default=argparse.SUPPRESS, help="which service: its state directory"
-    )
-    common.add_argument("--runtime-dir", metavar="DIR", default=argparse.SUPPRESS, help="its sockets and shared memory")
-    common.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON document")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="morgan-background",
         description="Spends a RAG machine's spare capacity on making retrieval better.",
-        epilog="exit codes: 0 done, 1 it failed, 2 usage or configuration, 3 no service answers",
-        parents=[common],
+        epilog="exit codes: 0 done, 1 it failed, 2 usage or configuration, 3 no service answers, 130 interrupted",
     )
     parser.add_argument("--version", action="version", version=f"morgan-background {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def add(name: str, does: str, target: str) -> argparse.ArgumentParser:
-        one = commands.add_parser(name, help=does, description=does[0].upper() + does[1:] + ".", parents=[common])
+        one = commands.add_parser(name, help=does, description=does[0].upper() + does[1:] + ".")
         one.set_defaults(target=target)
         return one
 

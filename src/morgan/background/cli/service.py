@@ -27,7 +27,8 @@ def serve(args: argparse.Namespace) -> int:
 def stop(args: argparse.Namespace) -> int:
     with client_of(args) as client:
         client.request(messages.Shutdown())
-    print("draining: the service leaves when its running steps are done")
+    words = "draining: the service leaves when its running steps are done"
+    print_json({"message": words}) if args.json else print(words)
     return 0
 
 
@@ -49,6 +50,7 @@ def config(args: argparse.Namespace) -> int:
     shown = msgspec.to_builtins(found, builtin_types=())
     shown["api_key"] = str(found.api_key)
     shown["source"] = None if found.source is None else str(found.source)
+    shown["in_force"] = {"state_dir": str(found.state_dir()), "runtime_dir": str(found.runtime_dir())}
     if args.json:
         print_json(shown)
         return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from ..ipc import messages
@@ -15,7 +16,7 @@ from . import render
 from .progress import Progress
 from .session import client_of, print_json
 
-LONG_POLL_S = 20.0
+LOOK_S = 1.0  # the reason for a wait changes without the task changing
 
 
 def run(args: argparse.Namespace) -> int:
@@ -44,13 +45,15 @@ def run(args: argparse.Namespace) -> int:
     return 0 if record.status in (TaskStatus.COMPLETED, TaskStatus.SKIPPED) else 1
 
 
-def follow(client: Client, task_id: str) -> TaskRecord:
-    """Show a task's progress until it has ended; return its record."""
+def follow(client: Client, task_id: str, watch: Callable[[TaskRecord], None] | None = None) -> TaskRecord:
+    """Show a task's progress until it has ended; return its record. `watch` is called at least every LOOK_S."""
     progress, seen, reason = Progress(), -1, ""
     while True:
-        ask = messages.GetTask(task_id=task_id, seen=seen, wait_s=LONG_POLL_S if seen >= 0 else 0)
-        record = expect(messages.TaskReply, client.request(ask, LONG_POLL_S + 10)).task
+        ask = messages.GetTask(task_id=task_id, seen=seen, wait_s=LOOK_S if seen >= 0 else 0)
+        record = expect(messages.TaskReply, client.request(ask, LOOK_S + 10)).task
         seen = record.version
+        if watch is not None:
+            watch(record)
         if record.status.is_final:
             progress.clear()
             return record
