@@ -6,6 +6,7 @@ Exit codes: 0 it ran, whatever its goals say; 2 it was called wrongly; 1 (and a 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,4 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # an exception like any other, so that the servers a benchmark started are stopped
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())

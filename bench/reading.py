@@ -260,9 +260,11 @@ class Crew:
             self._processes.append(process)
         self._writer, *self._readers = self._pipes
 
-    def fill(self, name: str) -> None:
+    def fill(self, name: str) -> int:
+        """Write all entries; return how many."""
         self._writer.send(("fill", name))
-        self._writer.recv()
+        count: int = self._writer.recv()
+        return count
 
     def read(self, name: str, shape: Shape, seconds: float, readers: int) -> list[Reading]:
         """Return what `readers` processes measured at once while the writer updated the same store."""

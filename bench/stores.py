@@ -7,6 +7,7 @@ without its checksum, raw keys without normalisation.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -151,19 +152,21 @@ class Lmdb:
         return put
 
     def reader(self, *, is_keeping: bool) -> Lookup:
-        import lmdb
-
-        environment = lmdb.open(self._path(), readonly=True, map_size=256 << 20)
-        transaction, decode = environment.begin(), self.decode
-        transaction.reset()
+        begin, decode = open_lmdb(self._path()).begin, self.decode
 
         def get(key: bytes) -> Any:
-            transaction.renew()  # sees the last commit, and is cheaper than a transaction of its own
-            raw = transaction.get(key)
-            transaction.reset()
+            with begin() as transaction:  # sees the last commit; py-lmdb keeps spare ones and renews them
+                raw = transaction.get(key)
             return decode(raw)
 
         return Lookup(get, lambda text: (raw_key(text),))
+
+
+@functools.cache  # py-lmdb refuses to open an environment that this process has open already
+def open_lmdb(path: str) -> Any:
+    import lmdb
+
+    return lmdb.open(path, readonly=True, map_size=256 << 20)
 
 
 def to_pickle(result: ComputedResult) -> bytes:

@@ -273,7 +273,7 @@ class Core:
                 self.ended(self.queue.stopped(event.task_id, event.attempt, event.is_cancelled, now), now, event)
 
     def _progressed(self, worker: Worker, event: Progress, now: float) -> None:
-        self.changed(self.queue.progress(event.task_id, event.attempt, event.progress))
+        self.changed(self.queue.progress(event.task_id, event.attempt, event.progress, now))
         for change in event.changes:  # also of an attempt that is over: the documents did change
             self._freshness.points_changed(change, now)
         if worker.task_id == event.task_id and worker.attempt == event.attempt:

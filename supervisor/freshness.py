@@ -6,6 +6,7 @@ their soft age, results that a re-index made old, and changes nobody reported.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 from ..ipc.commands import PointsChanged
@@ -14,6 +15,8 @@ from .affected import Change
 from .popularity import Popularity
 from .results import ResultKeeper
 from .scheduler import busiest
+
+log = logging.getLogger(__name__)
 
 
 class Freshness:
@@ -33,7 +36,12 @@ class Freshness:
         self._unchecked.add(collection)
 
     def points_changed(self, event: PointsChanged, now: float) -> None:
-        self._keeper.change(Change.of(event), now)
+        try:
+            change = Change.of(event)
+        except (ValueError, OverflowError) as error:  # ids or vectors that are none: what changed cannot be told
+            log.error("a change of %s cannot be read (%s): all its results are dropped", event.names, error)
+            change = Change.of(PointsChanged(seq=event.seq, names=event.names, is_whole=True))
+        self._keeper.change(change, now)
         if not event.is_soft:
             for name in event.names:
                 self._written[name] = self._written.get(name, 0) + max(len(event.ids), 1)

@@ -57,9 +57,10 @@ def follow(client: Client, task_id: str, watch: Callable[[TaskRecord], None] | N
         if record.status.is_final:
             progress.clear()
             return record
-        if record.status is TaskStatus.PENDING and record.waits_for != reason:
-            reason = record.waits_for
-            progress.say(f"waiting: {reason}")
+        kind = record.waits_for.partition(":")[0]  # what follows are figures, which change with every look
+        if record.status is TaskStatus.PENDING and kind != reason:
+            reason = kind
+            progress.say(f"waiting: {record.waits_for}")
         at = record.progress
         if record.status is TaskStatus.RUNNING:
             progress.show(at.done, at.total, at.note or "loading the model", at.eta_s)

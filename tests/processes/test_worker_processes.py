@@ -1,0 +1,67 @@
+"""What the processes of the daemon are to the machine: who is pinned, who is niced, who holds the heavy libraries."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from morgan.background.ipc import messages
+from morgan.background.ipc.client import expect
+from tests.processes.daemons import Daemon
+
+HEAVY = re.compile(r"torch|sentence_transformers|qdrant|tokenizers|safetensors|sklearn")
+
+
+def workers(daemon: Daemon, role: str) -> list[dict[str, Any]]:
+    report = expect(messages.Report, daemon.client.request(messages.Status())).report
+    return [worker for worker in report["workers"] if worker["role"] == role]
+
+
+def test_task_workers_are_pinned_each_to_its_own_cpu_and_give_way_to_everything(bare: Daemon) -> None:
+    found = [psutil.Process(worker["pid"]) for worker in workers(bare, "tasks")]
+    usable = os.sched_getaffinity(0)
+    assert len(found) == 2
+    pinned = [process.cpu_affinity() for process in found]
+    assert [len(cpus) for cpus in pinned] == [1, 1]
+    assert len({cpu for cpus in pinned for cpu in cpus}) == min(2, len(usable))
+    for process in found:
+        assert process.nice() == 19
+        assert process.ionice().ioclass == psutil.IOPRIO_CLASS_IDLE
+        assert os.sched_getscheduler(process.pid) == os.SCHED_IDLE
+        # every thread: what is set after a thread exists does not reach it
+        tasks = [int(path.name) for path in Path(f"/proc/{process.pid}/task").iterdir()]
+        assert {os.sched_getaffinity(tid) <= usable and len(os.sched_getaffinity(tid)) for tid in tasks} == {1}
+
+
+def test_the_owner_answers_applications_and_is_neither_pinned_nor_niced(bare: Daemon) -> None:
+    (owner,) = workers(bare, "owner")
+    process, supervisor = psutil.Process(owner["pid"]), psutil.Process(bare.pid)
+    assert process.cpu_affinity() == supervisor.cpu_affinity()
+    assert process.nice() == supervisor.nice()
+    assert owner["state"] == "ready"
+
+
+def test_the_status_names_every_process_and_the_daemon_is_their_parent(bare: Daemon) -> None:
+    report = expect(messages.Report, bare.client.request(messages.Status())).report
+    assert report["pid"] == bare.pid
+    assert {worker["pid"] for worker in report["workers"]} == {child.pid for child in bare.children()}
+    assert (report["lane"], report["service_running"], report["problems"]) == ("daemon", True, [])
+
+
+def test_the_supervisor_never_loads_a_model_or_an_engine(daemon: Daemon, docs: str) -> None:
+    daemon.run("rerank", docs, queries=["zinc"])
+    supervisor = maps_of(daemon.pid)
+    assert HEAVY.findall(supervisor) == []
+    (worker,), (owner,) = workers(daemon, "tasks"), workers(daemon, "owner")
+    # the same look finds them where they are: a test of the test
+    assert "libtorch" in maps_of(worker["pid"])
+    assert "qdrant" in maps_of(owner["pid"])
+    assert "qdrant" not in maps_of(worker["pid"])
+
+
+def maps_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/maps").read_text()
