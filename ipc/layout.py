@@ -6,15 +6,14 @@
     ...    use, 16 bytes a slot: hits | Unix time of the last one; what the writer knows from the readers' counters
     ...    arena: records, each from a block's start
 
-    record xxh3-64 of all that follows | fixed fields | key | ids | scores | rerank scores | embedding | candidates |
-           rows' texts | the query's own texts
+    record xxh3-64 of the body | body, zeroes up to the end of its last block included
+    body   fixed fields | key | ids | scores | rerank scores | embedding | candidates | rows' texts | the query's texts
 
 The rule for changing any of it: change LAYOUT_VERSION with it. A file of another version is rebuilt, never read.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import struct
 import uuid
@@ -44,13 +43,14 @@ VERSION_SHIFT = 40
 VERSION_MASK = (1 << 24) - 1
 """24 bits: a reader's kept pointer can equal a later one only after 16 million updates of its entry between two reads."""
 
-FIRST = struct.Struct("<QQdQIIIIIIII")
-"""What most reads need, see First. 64 bytes: a cache line."""
+FIRST = struct.Struct("<QdQIIIIIIII")
+"""What most reads need, see First. 56 bytes: with the checksum before it a cache line."""
 
 REST = struct.Struct("<dddddIIII")
-"""See Head. 56 bytes: what follows begins at a multiple of 8."""
+"""See Head. 56 bytes."""
 
-FIXED = FIRST.size + REST.size
+CHECKSUM_BYTES = 8
+FIXED = FIRST.size + REST.size  # 112: what follows begins at a multiple of 8
 
 IDS_U64, IDS_UUID, IDS_MIXED = range(3)
 ID_BYTES = {IDS_U64: 8, IDS_UUID: 16, IDS_MIXED: 0}
@@ -82,20 +82,23 @@ _encode = msgspec.msgpack.encode
 
 
 class First(NamedTuple):
-    """The fields of FIRST. Lengths and places are in bytes, places from the record's start."""
+    """The fields of FIRST. Lengths and places are in bytes, places from the body's start."""
 
-    checksum: int  # xxh3-64 of all that follows, up to `length`
     key64: int
     expires_at: float  # Unix time from which it is a miss
     generation: int
     pair: int  # of the generation table
-    length: int
+    length: int  # of the body without its padding
     key_length: int
     rows: int
     id_kind: int
     ids: int  # where they begin; the scores follow
     texts: int  # where Rows begins
     about: int  # where About begins
+
+
+Fields = tuple[int, float, int, int, int, int, int, int, int, int, int]
+"""First as a plain tuple: to make the named one costs 0.3 us."""
 
 
 class Head(NamedTuple):
@@ -176,14 +179,14 @@ def pack_ids(ids: tuple[PointId, ...]) -> tuple[int, bytes]:
     return IDS_MIXED, b""
 
 
-@functools.lru_cache
-def _u64s(count: int) -> struct.Struct:
-    return struct.Struct(f"<{count}Q")
+U64S = tuple(struct.Struct(f"<{count}Q") for count in range(65))
 
 
 def unpack_ids(kind: int, raw: bytes, start: int, count: int) -> tuple[PointId, ...]:
     if kind == IDS_U64:
-        return _u64s(count).unpack_from(raw, start)
+        if count < len(U64S):
+            return U64S[count].unpack_from(raw, start)
+        return struct.unpack_from(f"<{count}Q", raw, start)
     return tuple(str(uuid.UUID(bytes=raw[i : i + 16])) for i in range(start, start + 16 * count, 16))
 
 
@@ -219,7 +222,6 @@ def pack_record(result: ComputedResult, soft_at: float, expires_at: float, pair:
     ids_at = FIXED + len(key) + -len(key) % 8
     texts_at = ids_at + len(numbers)
     first = First(
-        checksum=0,
         key64=key64(key),
         expires_at=expires_at,
         generation=generation,
@@ -233,46 +235,42 @@ def pack_record(result: ComputedResult, soft_at: float, expires_at: float, pair:
         about=texts_at + len(rows),
     )
     padded_key = key + bytes(ids_at - FIXED - len(key))
-    body = b"".join((FIRST.pack(*first)[8:], REST.pack(*head), padded_key, numbers, rows, about))
-    return xxhash.xxh3_64_intdigest(body).to_bytes(8, "little") + body
+    return sealed(b"".join((FIRST.pack(*first), REST.pack(*head), padded_key, numbers, rows, about)))
 
 
-def with_soft_at(raw: bytes, soft_at: float) -> bytes:
-    """Return a copy of a record that is to be refreshed from `soft_at` on."""
-    head = head_of(raw)._replace(soft_at=soft_at)
-    length = First._make(FIRST.unpack_from(raw)).length
-    body = raw[8 : FIRST.size] + REST.pack(*head) + raw[FIXED:length]
-    return xxhash.xxh3_64_intdigest(body).to_bytes(8, "little") + body
-
-
-Fields = tuple[int, int, float, int, int, int, int, int, int, int, int, int]
-"""First as a plain tuple: to make the named one costs 0.3 us."""
-
-_unpack = FIRST.unpack_from
 _digest = xxhash.xxh3_64_intdigest
-_view = memoryview
 
 
-def read_first(raw: bytes, key: bytes | None) -> Fields | None:
-    """Return the fields of FIRST of the record in the private copy `raw`; None if it is not whole, or not `key`'s.
+def sealed(body: bytes) -> bytes:
+    """Return a body as a record: of whole blocks, its checksum first."""
+    body += bytes(-(len(body) + CHECKSUM_BYTES) % BLOCK)
+    return _digest(body).to_bytes(CHECKSUM_BYTES, "little") + body
 
-    The checksum covers everything behind it, key, expiry and generation included: it is what makes a torn copy a miss
-    on processors that reorder stores (ARM64). A record that passes it was written by `pack_record`.
+
+def opened(record: bytes) -> bytes | None:
+    """Return the body of a record; None if it is not whole. A body that passes was made by `sealed`.
+
+    The checksum covers key, expiry and generation as well: it is what makes a torn copy a miss on processors that
+    reorder stores (ARM64).
     """
-    if len(raw) < FIXED:
-        return None
-    fields: Fields = _unpack(raw)
-    length = fields[5]
-    if not FIXED <= length <= len(raw) or _digest(_view(raw)[8:length]) != fields[0]:
-        return None
-    if key is not None and raw[FIXED : FIXED + fields[6]] != key:
-        return None
-    return fields
+    body = record[CHECKSUM_BYTES:]
+    is_whole = len(body) >= FIXED and _digest(body) == int.from_bytes(record[:CHECKSUM_BYTES], "little")
+    return body if is_whole else None
 
 
-def key_of(raw: bytes, first: First) -> bytes:
-    return raw[FIXED : FIXED + first.key_length]
+def with_soft_at(body: bytes, soft_at: float) -> bytes:
+    """Return a record like the one of `body` that is to be refreshed from `soft_at` on."""
+    head = head_of(body)._replace(soft_at=soft_at)
+    return sealed(body[: FIRST.size] + REST.pack(*head) + body[FIXED : first_of(body).length])
 
 
-def head_of(raw: bytes) -> Head:
-    return Head._make(REST.unpack_from(raw, FIRST.size))
+def first_of(body: bytes) -> First:
+    return First._make(FIRST.unpack_from(body))
+
+
+def head_of(body: bytes) -> Head:
+    return Head._make(REST.unpack_from(body, FIRST.size))
+
+
+def key_of(body: bytes, first: First) -> bytes:
+    return body[FIXED : FIXED + first.key_length]

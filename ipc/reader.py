@@ -15,11 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
 
+from xxhash import xxh3_64_intdigest as digest
+
 from . import layout
 from .counters import ReaderCounters
-from .layout import BLOCK, read_first
+from .layout import FIXED, OFFSET_MASK
 from .query import key64, key_bytes
-from .result import CachedResult
+from .result import CachedResult, LazyResult, ReadyResult
 
 LOCAL_COPIES = 256  # decoded results kept by each process: about 4 MB
 LOOK_S = 1.0  # how often a reader makes sure that its file is still the one at the path
@@ -27,6 +29,11 @@ RETRY_S = 0.01  # between attempts to open a file that is not there
 MAX_RETRIES = 1000  # copies of one record that was replaced meanwhile; a sane writer makes one or two necessary
 
 MEMOS = 4096  # raw queries whose slot is remembered, so that they are normalised once: about 1.5 MB
+
+_unpack = layout.FIRST.unpack_from
+_FIRST_POINTER = layout.index_word(0) + 1
+_FIRST_GENERATION = layout.generation_word(0)
+_TRIES = range(MAX_RETRIES)
 
 Kept = tuple[CachedResult, "memoryview[int]", int, int, "memoryview[int]", int, Callable[[], int], str, str]
 """A decoded result; the words, which of them is its pointer, and that pointer; its hits' words, which of them, the next;
@@ -45,6 +52,7 @@ class ResultReader:
         self.problem: str | None = None
         self._file: _File | None = None
         self._local: dict[str, Kept] = {}  # by raw text: a text that is asked of two collections by turns takes turns
+        self._once: dict[str, int] = {}  # raw text -> pointer: read once since the entry was written
         self._look_at = 0.0
         _readers.add(self)
 
@@ -64,33 +72,45 @@ class ResultReader:
         return self._get(text, collection, scope)
 
     def _get(self, text: str, collection: str, scope: str) -> CachedResult | None:
+        """Read from the file. A result is kept when it is read for the second time: most are read only once."""
         at, file = time.time(), self._file
         if monotonic() >= self._look_at or (file is not None and file.words[layout.W_SUPERSEDED]):
             self._look(at)
             file = self._file
         if file is None:
             return None
-        kept = file.find(text, collection, scope, at)
-        if kept is None:
+        found = file.find(text, collection, scope, at)
+        if found is None:
             self._local.pop(text, None)
             file.count_miss()
             return None
-        result, _, _, _, hits, slot, count, _, _ = kept
-        hits[slot] = count()
-        if not file.words[layout.W_SUPERSEDED]:
-            local = self._local
-            if len(local) >= self._local_copies:
-                local.pop(next(iter(local), text), None)
-            local[text] = kept
-            if result.expires_at - at < LOOK_S:
-                self._look_at = min(self._look_at, monotonic() + result.expires_at - at)
+        result, slot, pointer = found
+        count = file.count_of.get(slot) or file.counting(slot)
+        file.hits[slot] = count()
+        if self._once.get(text) != pointer:
+            if len(self._once) >= self._local_copies:
+                self._once.clear()
+            self._once[text] = pointer
+        elif not file.words[layout.W_SUPERSEDED]:
+            result = ReadyResult(result)
+            word = layout.index_word(slot) + 1
+            self._keep(text, (result, file.words, word, pointer, file.hits, slot, count, collection, scope), at)
         return result
+
+    def _keep(self, text: str, kept: Kept, at: float) -> None:
+        local = self._local
+        if len(local) >= self._local_copies:
+            local.pop(next(iter(local), text), None)
+        local[text] = kept
+        expires_at = kept[0].expires_at
+        if expires_at - at < LOOK_S:
+            self._look_at = min(self._look_at, monotonic() + expires_at - at)
 
     def get_at(self, text: str, collection: str, scope: str, now: float) -> CachedResult | None:
         """Return what `get` would at the Unix time `now`; neither counted nor kept."""
         self._look(now)
-        kept = None if self._file is None else self._file.find(text, collection, scope, now)
-        return None if kept is None else kept[0]
+        found = None if self._file is None else self._file.find(text, collection, scope, now)
+        return None if found is None else found[0]
 
     def use_of(self, result: CachedResult) -> tuple[int, float | None]:
         """Return how often readers of all processes were handed a result, and when last (Unix time; None: never).
@@ -159,7 +179,7 @@ class ResultReader:
 
     def _let_go(self) -> None:
         # Another thread may be reading through the old view: it is left to the garbage collector, not closed under it.
-        file, self._file, self._local = self._file, None, {}
+        file, self._file, self._local, self._once = self._file, None, {}, {}
         if file is not None and file.counters is not None:
             file.counters.close()
 
@@ -186,37 +206,40 @@ class _File:
         self.words, self.identity, self.counters = words, identity, counters  # identity: inode and size
         self._memory = memory
         self._slots = words[layout.W_SLOTS]
-        self._hits = memoryview(bytearray(8 * self._slots)).cast("Q") if counters is None else counters.hits
-        self._count_of: dict[int, Callable[[], int]] = {}
+        self.hits = memoryview(bytearray(8 * self._slots)).cast("Q") if counters is None else counters.hits
+        self.count_of: dict[int, Callable[[], int]] = {}
         self._slot_of: dict[tuple[str, str, str], tuple[int, bytes]] = {}  # a key keeps its slot as long as the file
 
     def with_counters(self, counters: ReaderCounters | None) -> _File:
         return _File(self._memory, self.words, self.identity, counters)
 
-    def find(self, text: str, collection: str, scope: str, at: float) -> Kept | None:
-        words = self.words
+    def find(self, text: str, collection: str, scope: str, at: float) -> tuple[CachedResult, int, int] | None:
+        """Return a query's result, its slot and its pointer."""
         found = self._slot_of.get((text, collection, scope)) or self._locate(text, collection, scope)
         if found is None:
             return None
         slot, key = found
-        word = layout.HEADER_BYTES // 8 + 1 + 2 * slot
-        for _ in range(MAX_RETRIES):
-            pointer = words[word]
-            blocks = pointer >> 28 & layout.MAX_BLOCKS  # layout.unpack_pointer, without the call
-            if not blocks:
-                return None  # removed
-            offset = (pointer & layout.OFFSET_MASK) * BLOCK
-            raw = self._memory[offset : offset + blocks * BLOCK]
+        words, word = self.words, _FIRST_POINTER + 2 * slot
+        pointer = words[word]
+        for _ in _TRIES:
+            # layout.unpack_pointer, without the call; the body begins behind the checksum
+            offset = (pointer & OFFSET_MASK) << 8
+            body = self._memory[offset + 8 : offset + (pointer >> 20 & 0xFFF00)]
             if words[word] == pointer:
-                break  # else replaced while it was copied: the new one is there already
-        fields = read_first(raw, key)
-        if fields is None or at >= fields[2]:
+                break
+            pointer = words[word]  # replaced while it was copied: the new one is there already
+        try:
+            if digest(body) != words[offset >> 3]:
+                return None  # removed, or torn
+        except IndexError:
+            return None  # a forged pointer
+        fields: layout.Fields = _unpack(body)
+        _, expires_at, generation, pair, _, key_length, _, _, _, _, _ = fields
+        if at >= expires_at or body[FIXED : FIXED + key_length] != key:
             return None
-        pair = fields[4]
-        if pair >= layout.GENERATION_PAIRS or words[layout.W_GENERATIONS + 1 + 2 * pair] != fields[3]:
+        if pair >= layout.GENERATION_PAIRS or words[_FIRST_GENERATION + 2 * pair] != generation:
             return None
-        count = self._count_of.get(slot) or self._counting(slot)
-        return CachedResult(raw, fields), words, word, pointer, self._hits, slot, count, collection, scope
+        return LazyResult(body, fields), slot, pointer
 
     def _locate(self, text: str, collection: str, scope: str) -> tuple[int, bytes] | None:
         """Return a query's slot and key, None if it has no slot."""
@@ -225,7 +248,7 @@ class _File:
         wanted = key64(key)
         slot = wanted & (slots - 1)
         for _ in range(slots):
-            seen = words[layout.HEADER_BYTES // 8 + 2 * slot]
+            seen = words[layout.index_word(slot)]
             if seen == wanted:
                 break
             if seen == 0:
@@ -238,22 +261,22 @@ class _File:
         self._slot_of[text, collection, scope] = slot, key
         return slot, key
 
-    def _counting(self, slot: int) -> Callable[[], int]:
+    def counting(self, slot: int) -> Callable[[], int]:
         """Return what gives the next number of a slot's hits; one a slot, so that threads count exactly."""
-        return self._count_of.setdefault(slot, itertools.count(self._hits[slot] + 1).__next__)
+        return self.count_of.setdefault(slot, itertools.count(self.hits[slot] + 1).__next__)
 
     def count_miss(self) -> None:
         if self.counters is not None:
             self.counters.miss()
 
     def use_of(self, result: CachedResult) -> tuple[int, float | None]:
-        kept = self.find(result.query_text, result.collection, result.scope, 0.0)
-        if kept is None:
+        found = self.find(result.query_text, result.collection, result.scope, 0.0)
+        if found is None:
             return 0, None
-        slot = kept[5]
+        slot = found[1]
         word = layout.use_word(self._slots, slot)
         last_at = self.words[word + 1]
-        return max(self.words[word], self._hits[slot]), float(last_at) if last_at else None
+        return max(self.words[word], self.hits[slot]), float(last_at) if last_at else None
 
 
 _readers: weakref.WeakSet[ResultReader] = weakref.WeakSet()

@@ -18,10 +18,10 @@ from typing import BinaryIO
 from . import layout
 from .arena import Arena
 from .errors import ResultStoreError
-from .layout import BLOCK, First, about_decoder, head_of, key_of, read_first
+from .layout import BLOCK, about_decoder, first_of, head_of, key_of, opened
 from .query import key64, key_bytes, query_hash
 from .records import ComputedResult
-from .result import CachedResult
+from .result import CachedResult, LazyResult
 
 BYTES_PER_ENTRY = 16 * 1024  # arena for each entry of the capacity: 2.7x a typical record of 10 results
 MIN_ARENA_BYTES = 1024 * 1024
@@ -43,6 +43,7 @@ class EntryInfo:
     soft_at: float
     expires_at: float
     cost_s: float  # CPU seconds it took to compute
+    is_ours: bool  # computed by the service, which knows its candidates; else the application put it there
     size_bytes: int
     slot: int
     pointer: int
@@ -128,14 +129,13 @@ class ResultStore:
             _, blocks, offset = layout.unpack_pointer(pointer)
             if not blocks:
                 continue  # removed
-            raw = self._map[offset : offset + blocks * BLOCK]
-            fields = read_first(raw, None)
-            if fields is None or fields[1] != key:
+            body = opened(self._map[offset : offset + blocks * BLOCK])
+            if body is None or first_of(body).key64 != key:
                 return f"{self.path} has a damaged record in slot {slot}"
             taken.append((offset, blocks))
-            first = First._make(fields)
+            first = first_of(body)
             if first.generation == self._words[layout.generation_word(first.pair)]:
-                self._entries[key_of(raw, first)] = _entry(raw, first, slot, pointer)
+                self._entries[key_of(body, first)] = _entry(body, slot, pointer)
             else:  # its collection was invalidated, and the writer killed before it had removed all entries
                 self._words[word + 1] = layout.emptied(pointer)
         self._arena = Arena(self._words[layout.W_ARENA_START], self._words[layout.W_ARENA_END], taken)
@@ -230,6 +230,7 @@ class ResultStore:
             soft_at=soft_at,
             expires_at=expires_at,
             cost_s=result.cost_s,
+            is_ours=bool(result.candidates),
             size_bytes=blocks * BLOCK,
             slot=-1,
             pointer=0,
@@ -275,7 +276,7 @@ class ResultStore:
         if entry is None:
             return False
         _, blocks, offset = layout.unpack_pointer(entry.pointer)
-        raw = layout.with_soft_at(self._map[offset : offset + blocks * BLOCK], soft_at)
+        raw = layout.with_soft_at(self._map[offset + layout.CHECKSUM_BYTES : offset + blocks * BLOCK], soft_at)
         changed = replace(entry, soft_at=soft_at)
         if not self._append(key, raw, changed):
             self._compact(entry.size_bytes)
@@ -335,13 +336,12 @@ class ResultStore:
 
     def get(self, text: str, collection: str, scope: str = "", now: float = 0.0) -> CachedResult | None:
         """Return a query's entry if it is valid at `now`; not counted as a reader's lookup."""
-        entry = self._entries.get(key := key_bytes(text, collection, scope))
+        entry = self._entries.get(key_bytes(text, collection, scope))
         if entry is None or entry.expires_at <= now:
             return None
         _, blocks, offset = layout.unpack_pointer(entry.pointer)
-        raw = self._map[offset : offset + blocks * BLOCK]
-        fields = read_first(raw, key)
-        return None if fields is None else CachedResult(raw, fields)
+        body = opened(self._map[offset : offset + blocks * BLOCK])
+        return None if body is None else LazyResult(body, first_of(body))
 
     def entries(self) -> Iterator[EntryInfo]:
         return iter(list(self._entries.values()))
@@ -407,9 +407,9 @@ def _supersede(words: memoryview[int], state: int) -> None:
             words[word] = layout.emptied(pointer) if gone else layout.pack_pointer(version + 1, blocks, offset)
 
 
-def _entry(raw: bytes, first: First, slot: int, pointer: int) -> EntryInfo:
-    head = head_of(raw)
-    about = about_decoder.decode(memoryview(raw)[first.about : first.length])
+def _entry(body: bytes, slot: int, pointer: int) -> EntryInfo:
+    first, head = first_of(body), head_of(body)
+    about = about_decoder.decode(memoryview(body)[first.about : first.length])
     return EntryInfo(
         query_text=about.query_text,
         collection=about.collection,
@@ -419,6 +419,7 @@ def _entry(raw: bytes, first: First, slot: int, pointer: int) -> EntryInfo:
         soft_at=head.soft_at,
         expires_at=first.expires_at,
         cost_s=head.cost_s,
+        is_ours=head.candidates > 0,
         size_bytes=layout.unpack_pointer(pointer)[1] * BLOCK,
         slot=slot,
         pointer=pointer,

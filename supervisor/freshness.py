@@ -30,7 +30,7 @@ class Freshness:
 
     def check_all(self) -> None:
         """Have every result held against the documents: others may have written them behind our back."""
-        self._unchecked |= {entry.collection for entry in self._keeper.store.entries()}
+        self._unchecked |= {entry.collection for entry in self._keeper.store.entries() if entry.is_ours}
 
     def check(self, collection: str) -> None:
         self._unchecked.add(collection)
@@ -62,7 +62,7 @@ class Freshness:
     def is_gone(self, collection: str) -> None:
         """Drop the results of a collection that does not exist any more."""
         self._unchecked.discard(collection)
-        self._keeper.invalidate(collection, None)
+        self._keeper.drop_ours(collection)
 
     def wanted(self, now: float) -> list[str]:
         """Return the collections that need a warm task."""

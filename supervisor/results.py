@@ -161,6 +161,12 @@ class ResultKeeper:
             if entry.collection == collection and entry.soft_at > now:
                 self.store.make_stale(entry.query_text, entry.collection, entry.scope, now)
 
+    def drop_ours(self, collection: str) -> None:
+        """Remove what the service computed of a collection; what the application put there is its own."""
+        for entry in self.store.entries():
+            if entry.collection == collection and entry.is_ours:
+                self._remove(entry)
+
     def take_void(self) -> set[str]:
         """Return the hashes of the results that were removed or replaced since the last call."""
         void, self._void = self._void, set()
@@ -183,18 +189,18 @@ class ResultKeeper:
         """Return by collection the entries that are served and to be computed again, the most popular first."""
         found: dict[str, list[EntryInfo]] = {}
         for entry in self.store.entries():
-            if entry.soft_at <= now < entry.expires_at and not entry.scope:
+            if entry.soft_at <= now < entry.expires_at and entry.is_ours and not entry.scope:
                 found.setdefault(entry.collection, []).append(entry)
         for entries in found.values():
             entries.sort(key=lambda entry: -self._popularity.score(entry.key_hash, now))
         return found
 
     def valid(self, collection: str, now: float) -> list[EntryInfo]:
-        """Return the entries of a collection that hold, those of a filter or tenant left out."""
+        """Return the service's own entries of a collection that hold, those of a filter or tenant left out."""
         return [
             entry
             for entry in self.store.entries()
-            if entry.collection == collection and not entry.scope and entry.soft_at > now
+            if entry.collection == collection and entry.is_ours and not entry.scope and entry.soft_at > now
         ]
 
     def collect_counts(self, now: float) -> int:

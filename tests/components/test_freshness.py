@@ -237,6 +237,17 @@ def test_after_a_start_and_after_a_reindex_results_are_checked_and_computed_agai
     assert freshness.stale_queries("docs", NOW) == ["q"]
 
 
+def test_what_an_application_put_into_a_collection_that_is_not_ours_stays(keeper: ResultKeeper) -> None:
+    query = np.array([1, 0, 0], dtype=np.float32)
+    keeper.put(computed("theirs", query, [(1, 0.9)], candidates=(), cutoff=None), NOW)
+    keeper.put(computed("ours", query, [(1, 0.9), (2, 0.8), (3, 0.7)]), NOW)
+    freshness = Freshness(keeper, Popularity(), ("docs",))
+    freshness.is_gone("docs")
+    assert [entry.query_text for entry in keeper.store.entries()] == ["theirs"]
+    freshness.check_all()
+    assert freshness.wanted(NOW + 13 * 3600) == []
+
+
 def test_the_collections_that_are_written_or_searched_the_most_are_the_active_ones(keeper: ResultKeeper) -> None:
     popularity = Popularity()
     freshness = Freshness(keeper, popularity, ("docs", "notes", "web"))
