@@ -1,7 +1,7 @@
 """Owns the control words that supervisor and workers share: one row a worker, one writer a word.
 
     row r, 128 bytes   line 0 (supervisor writes): duty_permille | 7 spare words
-                       line 1 (worker r writes):   heartbeat_ns | cpu_ns | steps | 5 spare words
+                       line 1 (worker r writes):   heartbeat_ns | cpu_ns | steps | paces | 4 spare
 
 A message would wait in a busy worker's socket; a word is read between any two sub-batches at 40 ns. The rule for
 changing the layout: change MAGIC with it.
@@ -16,19 +16,23 @@ from pathlib import Path
 
 from .errors import ResultStoreError
 
-MAGIC = int.from_bytes(b"MGBOARD1", "little")
+MAGIC = int.from_bytes(b"MGBOARD2", "little")
 HEADER_WORDS = 16
 ROW_WORDS = 16  # two cache lines: neither side's stores disturb the other's loads
-DUTY, HEARTBEAT, CPU, STEPS = 0, 8, 9, 10
+DUTY, HEARTBEAT, CPU, STEPS, PACES = 0, 8, 9, 10, 11
 
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """What a worker last wrote: monotonic time and CPU time of its process in ns, steps since it started."""
+    """What a worker last wrote. Its watch thread: monotonic time and CPU time of its process in ns.
+
+    Its task thread: steps since it started, and signs of life within them, also while it waits for CPU budget.
+    """
 
     at_ns: int
     cpu_ns: int
     steps: int
+    paces: int = 0
 
 
 class Board:
@@ -87,14 +91,18 @@ class Board:
     def count_step(self, row: int) -> None:
         self._words[self._base(row) + STEPS] += 1
 
+    def count_pace(self, row: int) -> None:
+        self._words[self._base(row) + PACES] += 1
+
     def read(self, row: int) -> Beat:
         base = self._base(row)
-        return Beat(self._words[base + HEARTBEAT], self._words[base + CPU], self._words[base + STEPS])
+        words = self._words
+        return Beat(words[base + HEARTBEAT], words[base + CPU], words[base + STEPS], words[base + PACES])
 
     def clear(self, row: int) -> None:
         """Forget a dead worker's words before its successor starts. Only while no worker has the row."""
         base = self._base(row)
-        for word in (HEARTBEAT, CPU, STEPS):
+        for word in (HEARTBEAT, CPU, STEPS, PACES):
             self._words[base + word] = 0
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ with Client() as client:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +15,7 @@ from typing import Any, Self, TypeVar
 
 from . import calls, messages, wire
 from .errors import ProtocolError, ServiceUnavailable
+from .events import AnyEvent
 from .exchange import Exchange
 from .messages import Message
 from .paths import RuntimePaths, default_runtime_dir, default_state_dir
@@ -22,9 +23,11 @@ from .query import scope_of
 from .reader import ResultReader
 from .records import CollectionInfo, Hit, Point, PointId
 from .result import CachedResult
+from .subscription import Subscription
 from .tracker import Tracker
 
 REQUEST_S = 5.0  # the supervisor answers within one turn of its loop; this is for a machine under load
+PATIENCE_S = 30.0  # who follows events waits this long for a service that is started anew
 CALL_S = 60.0  # a batch of documents may have to be embedded
 
 UPSERT_BATCH = 64  # points a call: a second or two of embedding, so that progress is seen and a deadline is far
@@ -176,6 +179,17 @@ class Client:
         self._tracker.post(message)
         if self._tracker.dropped != dropped_before:
             self.reader.count_dropped(self._tracker.dropped)
+
+    def events(
+        self, deadline_s: float | None = None, patience_s: float = PATIENCE_S
+    ) -> Iterator[messages.Snapshot | AnyEvent]:
+        """Follow what happens in the service: a Snapshot of its state, then events (ipc/events.py), each once, in order.
+
+        A reader that was too slow, or whose service was started anew, is given a Snapshot again: take the state from
+        it and go on. Ends after `deadline_s` seconds (None: never). A service that is away is waited for; raises
+        ServiceUnavailable where none answers for `patience_s` seconds.
+        """
+        return Subscription(self._requests, patience_s).follow(deadline_s)
 
     def status(self) -> dict[str, Any]:
         return expect(messages.Report, self.request(messages.Status())).report

@@ -136,4 +136,8 @@ class Stopped(Message, tag="stopped", frozen=True):
     cpu_s: float
 
 
-Event = Ready | Started | Progress | Published | PointsChanged | Finished | Failed | Stopped
+class Leaving(Message, tag="leaving", frozen=True):
+    """The worker was told to leave: it begins nothing more, and gives back what it holds."""
+
+
+Event = Ready | Started | Progress | Published | PointsChanged | Finished | Failed | Stopped | Leaving

@@ -12,7 +12,9 @@ from __future__ import annotations
 import itertools
 import mmap
 import os
-from dataclasses import dataclass, field
+import re
+import stat
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,8 @@ import numpy as np
 MAGIC = int.from_bytes(b"MGREADR2", "little")
 W_MAGIC, W_PID, W_START, W_MISSES, W_DROPPED, W_SLOTS, W_EPOCH, W_CLOSED = range(8)
 W_OF_SLOT = 16
+
+_ROW_NAME = re.compile(r"(\d+)-(\d+)-\d+")  # pid, its start time, a number
 
 
 def start_time(pid: int) -> int | None:
@@ -52,7 +56,7 @@ class ReaderCounters:
             raise
         finally:
             os.close(fd)
-        memory.madvise(mmap.MADV_DONTFORK)
+        # Not MADV_DONTFORK: a child's first new mapping lands in the gap, and is unmapped when this one is forgotten.
         self._words = memoryview(memory).cast("Q")
         self.hits = self._words[W_OF_SLOT:]
         """Hits of each slot. Counted with one `itertools.count` a slot: exact over threads without a lock."""
@@ -92,6 +96,14 @@ class _Row:
     is_closed: bool
     of_slot: dict[int, int]
 
+    def with_most(self, seen: _Row) -> _Row:
+        """Return this row with no count below what was seen: a thread may store its number after a later one's."""
+        misses = max(self.misses, seen.misses)
+        if self.of_slot == seen.of_slot:
+            return replace(self, misses=misses)
+        of_slot = seen.of_slot | {slot: max(n, seen.of_slot.get(slot, 0)) for slot, n in self.of_slot.items()}
+        return replace(self, misses=misses, hits=sum(of_slot.values()), of_slot=of_slot)
+
 
 class CounterFold:
     """Sums the rows in `folder`. Never makes a reader wait."""
@@ -106,12 +118,18 @@ class CounterFold:
         sums, readers = list(self._base), 0
         per_slot: dict[int, int] = {}
         for path in sorted(self._folder.iterdir()) if self._folder.is_dir() else []:
+            if (name := _ROW_NAME.fullmatch(path.name)) is None:
+                continue  # not ours: left alone
             # liveness first: what a reader counted before it was seen dead is in the row that is read after
-            is_alive = _is_alive(path.name)
+            is_alive = str(start_time(int(name[1]))) == name[2]
             row = _read(path)
             if row is None:
+                if not is_alive and path.is_file():  # killed while it made its row: it had counted nothing
+                    path.unlink(missing_ok=True)
                 continue
             seen = self._seen.get(path.name)
+            if seen is not None:
+                row = row.with_most(seen)
             if row.epoch == epoch and (seen is None or row.hits != seen.hits):
                 for slot, count in row.of_slot.items():
                     if fresh := count - (seen.of_slot.get(slot, 0) if seen else 0):
@@ -129,15 +147,15 @@ class CounterFold:
         return CounterTotals(misses + hits, hits, dropped, per_slot, readers)
 
 
-def _is_alive(name: str) -> bool:
-    pid, started, _ = name.split("-")
-    return str(start_time(int(pid))) == started
-
-
 def _read(path: Path) -> _Row | None:
     """Return a row; None for a file that is no row (yet)."""
-    raw = path.read_bytes()
-    if len(raw) < 8 * W_OF_SLOT:
+    try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return None
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return None  # its reader found no room for it
+    if len(raw) < 8 * W_OF_SLOT or len(raw) % 8:
         return None
     words = memoryview(raw).cast("Q")
     if words[W_MAGIC] != MAGIC:

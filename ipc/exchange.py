@@ -1,12 +1,18 @@
-"""Owns one request and its reply over a DEALER: one deadline, and a late reply is never taken for another's."""
+"""Owns one request and its reply over a DEALER: one deadline, and a late reply is never taken for another's.
+
+Threads do not wait for one another: each request in flight has a connection of its own, which is kept for the next.
+"""
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import time
+import weakref
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 import zmq
@@ -18,52 +24,107 @@ from .sockets import connect_dealer
 
 R = TypeVar("R", bound=Message)
 
+Context = zmq.Context[zmq.Socket[bytes]]
+
+
+@dataclass(slots=True)
+class _Connections:
+    """What one process has open, until it is closed."""
+
+    context: Context
+    idle: list[zmq.Socket[bytes]] = field(default_factory=list)
+    in_use: int = 0
+
 
 class Exchange(Generic[R]):
-    """Asks the ROUTER at `path`. Threads take turns; a forked child opens a socket of its own."""
+    """Asks the ROUTER at `path`. Use from any thread; a forked child opens connections of its own.
+
+    A request that got no answer is not sent again, and not delivered later where it was not delivered yet: its
+    connection is closed. Whether it was obeyed is not known then.
+    """
 
     def __init__(self, path: Path, codec: wire.Codec[R], timeout_s: float) -> None:
         self._path, self._codec, self._timeout_s = path, codec, timeout_s
+        self._rids = itertools.count(1)
+        self._reset()
+        _exchanges.add(self)
+
+    def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._context: zmq.Context[zmq.Socket[bytes]] | None = None
-        self._pid = 0
-        self._rid = 0
+        self._connections: _Connections | None = None
 
     def ask(self, message: Message, timeout_s: float | None = None) -> R:
         """Return the reply to `message`. Raises ServiceUnavailable after the deadline, and what a Failure stands for."""
-        with self._lock:
-            reply = self._ask(message, self._timeout_s if timeout_s is None else timeout_s)
-        if isinstance(reply, Failure):
-            raise from_wire(reply.code, reply.message)
-        return reply
-
-    def _ask(self, message: Message, timeout_s: float) -> R:
-        if self._context is None or self._pid != os.getpid():
-            self._open()
-        self._rid += 1
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
         deadline_at = time.monotonic() + timeout_s
+        rid = next(self._rids)
+        frame = wire.encode(msgspec.structs.replace(message, rid=rid))
+        connections, socket = self._take()
+        reply = None
         try:
-            self._socket.send(wire.encode(msgspec.structs.replace(message, rid=self._rid)), zmq.NOBLOCK)
-            while (left_s := deadline_at - time.monotonic()) > 0:
-                if self._socket.poll(int(left_s * 1000) + 1):
-                    reply = self._codec.decode(self._socket.recv())
-                    if reply.rid == self._rid:
-                        return reply
-        except zmq.Again:
-            pass  # nobody took the last thousand requests: nobody is there
-        raise ServiceUnavailable(
-            f"no service answered on {self._path} within {timeout_s:.0f} s: `morgan-background serve` starts one,"
-            " `morgan-background doctor` says what is wrong"
-        )
+            reply = self._reply(socket, frame, rid, deadline_at)
+        finally:
+            # also when interrupted: what was asked on this connection is of no use to the next request
+            self._give_back(connections, socket, is_clean=reply is not None)
+        if reply is None:
+            raise ServiceUnavailable(
+                f"no service answered on {self._path} within {timeout_s:g} s: `morgan-background serve` starts one,"
+                " `morgan-background doctor` says what is wrong"
+            )
+        found = self._codec.decode(reply)
+        if isinstance(found, Failure):
+            raise from_wire(found.code, found.message)
+        return found
 
-    def _open(self) -> None:
-        if self._context is None or self._pid != os.getpid():
-            self._context = zmq.Context()  # a parent's context must not be used in a forked child
-        self._pid = os.getpid()
-        self._socket = connect_dealer(self._context, self._path)
+    def _reply(self, socket: zmq.Socket[bytes], frame: bytes, rid: int, deadline_at: float) -> bytes | None:
+        """Return the frame of the reply to `rid`, None after the deadline."""
+        socket.send(frame, zmq.NOBLOCK)  # into the connection's own memory: it never has to wait
+        while (left_s := deadline_at - time.monotonic()) > 0:
+            if socket.poll(int(left_s * 1000) + 1):
+                reply = socket.recv()
+                if wire.rid_of(reply) in (rid, 0):  # 0: the other side could not read whose request it was
+                    return reply
+        return None
+
+    def _take(self) -> tuple[_Connections, zmq.Socket[bytes]]:
+        with self._lock:
+            if self._connections is None:
+                self._connections = _Connections(zmq.Context())
+            held = self._connections
+            held.in_use += 1
+            return held, held.idle.pop() if held.idle else connect_dealer(held.context, self._path)
+
+    def _give_back(self, held: _Connections, socket: zmq.Socket[bytes], *, is_clean: bool) -> None:
+        with self._lock:
+            held.in_use -= 1
+            is_over = held is not self._connections
+            if is_clean and not is_over:
+                held.idle.append(socket)
+                return
+            is_last = is_over and not held.in_use
+        socket.close(linger=0)
+        if is_last:
+            held.context.term()
 
     def close(self) -> None:
+        """Close the connections; those of requests in flight are closed when they end. May be used again afterwards."""
         with self._lock:
-            if self._context is not None and self._pid == os.getpid():
-                self._context.destroy(linger=0)
-            self._context = None
+            held, self._connections = self._connections, None
+            is_last = held is not None and not held.in_use
+        if held is None:
+            return
+        for socket in held.idle:
+            socket.close(linger=0)
+        if is_last:
+            held.context.term()
+
+
+_exchanges: weakref.WeakSet[Exchange[Any]] = weakref.WeakSet()
+
+
+def _in_child() -> None:
+    for exchange in list(_exchanges):
+        exchange._reset()  # a parent's context must not be used in a child: libzmq's threads are not there
+
+
+os.register_at_fork(after_in_child=_in_child)

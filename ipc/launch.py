@@ -1,4 +1,8 @@
-"""Owns how another Python process of this package is started: it finds the package where this process found it."""
+"""Owns how other processes of this package are started: by a command line, or forked by the fork server on an order.
+
+A new Python process finds the package where this process found it. Orders and reports cross a SOCK_SEQPACKET pair,
+one message a packet.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,61 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
+
+from .commands import Role
+from .settings import ModelSettings, RerankSettings
+
 PACKAGE = __package__.rpartition(".")[0]
+
+MAX_ORDER_BYTES = 64 * 1024
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
+    """Base of what supervisor and fork server say to each other."""
+
+
+class Preload(Order, tag="preload", frozen=True):
+    """Load these models, so that every worker forked from now on has them. Answered by Preloaded."""
+
+    model: ModelSettings
+    rerank: RerankSettings
+
+
+class Fork(Order, tag="fork", frozen=True):
+    """Fork the worker of place `index`, to run on `cpus`. Answered by Forked or NotForked."""
+
+    index: int
+    role: Role
+    cpus: tuple[int, ...]
+
+
+class Preloaded(Order, tag="preloaded", frozen=True):
+    """`problem` says why workers have to load their models themselves; "" where they need not."""
+
+    problem: str = ""
+
+
+class Forked(Order, tag="forked", frozen=True):
+    """The worker of place `index` is process `pid`, and by now a child of the supervisor."""
+
+    index: int
+    pid: int
+
+
+class NotForked(Order, tag="not_forked", frozen=True):
+    """The machine refused a process: too many, or no memory."""
+
+    index: int
+    message: str
+
+
+orders = msgspec.msgpack.Decoder(Preload | Fork)
+reports = msgspec.msgpack.Decoder(Preloaded | Forked | NotForked)
+
+
+def encode(order: Order) -> bytes:
+    return msgspec.msgpack.encode(order)
 
 
 def command(module: str, *arguments: str) -> list[str]:

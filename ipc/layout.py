@@ -168,13 +168,18 @@ def generation_word(pair: int) -> int:
 
 
 def pack_ids(ids: tuple[PointId, ...]) -> tuple[int, bytes]:
-    """Return the kind of the ids and their bytes. Ids of both types, or text that is no UUID, go with the texts."""
-    if all(isinstance(one, int) for one in ids):
-        return IDS_U64, struct.pack(f"<{len(ids)}Q", *ids)
+    """Return the kind of the ids and their bytes: none where they are neither all u64 nor all canonical UUIDs.
+
+    Such ids go with the texts.
+    """
     try:
+        if all(isinstance(one, int) for one in ids):
+            return IDS_U64, struct.pack(f"<{len(ids)}Q", *ids)
         if all(isinstance(one, str) for one in ids):
-            return IDS_UUID, b"".join(uuid.UUID(str(one)).bytes for one in ids)
-    except ValueError:
+            uuids = [uuid.UUID(str(one)) for one in ids]
+            if all(str(one) == text for one, text in zip(uuids, ids, strict=True)):
+                return IDS_UUID, b"".join(one.bytes for one in uuids)
+    except (ValueError, struct.error):
         pass
     return IDS_MIXED, b""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from .events import AnyEvent, WorkerJoined
 from .records import (
     ComputedResult,
     ExecutionRecord,
@@ -50,7 +51,8 @@ class Submit(Message, tag="submit", frozen=True):
 
     An equal pending task (same type, collection and params) is returned instead of a second one.
     `is_forced` runs it although the budget admits nothing; `run_or_skip` ends it as SKIPPED instead of letting it wait
-    when nothing is admitted.
+    when nothing is admitted. A task that has not ended `deadline_s` after it was accepted is given up. With `wait_s` the
+    answer is a TaskReply instead: when it has ended, at the latest after so many seconds.
     """
 
     task_type: str
@@ -59,14 +61,20 @@ class Submit(Message, tag="submit", frozen=True):
     priority: int = 0
     is_forced: bool = False
     run_or_skip: bool = False
+    deadline_s: float | None = None
+    wait_s: float = 0.0
 
 
 class GetTask(Message, tag="get_task", frozen=True):
-    """Ask for one task: TaskReply; at once if its version is above `seen`, else when it changes or `wait_s` has passed."""
+    """Ask for one task: TaskReply; at once if its version is above `seen`, else when it changes or `wait_s` has passed.
+
+    `until_ended`: whatever was seen, when it has ended or `wait_s` has passed.
+    """
 
     task_id: str
     seen: int = -1
     wait_s: float = 0.0
+    until_ended: bool = False
 
 
 class ListTasks(Message, tag="list_tasks", frozen=True):
@@ -172,14 +180,37 @@ class ExecutionStats(Message, tag="execution_stats", frozen=True):
 
 
 class ListExecutions(Message, tag="list_executions", frozen=True):
-    """Ask for executions, newest first: ExecutionList. `only_measured`: those with a before and an after score."""
+    """Ask for executions, newest first: ExecutionList. `only_measured`: those with a before and an after score.
+
+    `task_type`, `collection` and `status` leave out all others.
+    """
 
     limit: int = 20
     only_measured: bool = False
+    task_type: str | None = None
+    collection: str | None = None
+    status: str | None = None
 
 
 class Resources(Message, tag="resources", frozen=True):
     """Ask for the governor's last readings and decision: Report."""
+
+
+class Reload(Message, tag="reload", frozen=True):
+    """Read the configuration again, as at SIGHUP: Reloaded. Failure where it is wrong: the old one stays in force."""
+
+
+class GetSnapshot(Message, tag="get_snapshot", frozen=True):
+    """Ask for the state that events change, and the number it is as of: Snapshot."""
+
+
+class NextEvents(Message, tag="next_events", frozen=True):
+    """Ask for the events after number `after` of an epoch: EventList; once there are some, or when `wait_s` has passed."""
+
+    epoch: int = 0
+    after: int = 0
+    limit: int = 256
+    wait_s: float = 0.0
 
 
 class Shutdown(Message, tag="shutdown", frozen=True):
@@ -210,6 +241,9 @@ Request = (
     | ExecutionStats
     | ListExecutions
     | Resources
+    | GetSnapshot
+    | NextEvents
+    | Reload
     | Shutdown
 )
 
@@ -267,6 +301,39 @@ class ExecutionList(Message, tag="executions", frozen=True):
     executions: tuple[ExecutionRecord, ...]
 
 
+class Reloaded(Message, tag="reloaded", frozen=True):
+    """Keys of the configuration, `section.key`, that differ from what was in force."""
+
+    applied: tuple[str, ...]  # in force now
+    needs_restart: tuple[str, ...]  # in force from the next start on
+
+
+class Snapshot(Message, tag="snapshot", frozen=True):
+    """The state as of event `seq` of `epoch`. Every number is of one life of the supervisor: its epoch.
+
+    `tasks` are the open ones, in the order of their turn, at most 1,000; `open_tasks` is how many there are.
+    """
+
+    epoch: int
+    seq: int
+    tasks: tuple[TaskRecord, ...]
+    open_tasks: int
+    schedules: tuple[ScheduleRecord, ...]
+    paused: tuple[str | None, ...]
+    workers: tuple[WorkerJoined, ...]
+    problems: dict[str, str]
+    resources: dict[str, Any]
+    is_draining: bool = False
+
+
+class EventList(Message, tag="events", frozen=True):
+    """Events in a row. `is_gap`: what follows `after` is not all there (any more): take a Snapshot."""
+
+    epoch: int
+    events: tuple[AnyEvent, ...] = ()
+    is_gap: bool = False
+
+
 class Done(Message, tag="done", frozen=True):
     count: int = 1
 
@@ -282,5 +349,8 @@ Reply = (
     | Tracked
     | QueryList
     | ExecutionList
+    | Snapshot
+    | EventList
+    | Reloaded
     | Done
 )

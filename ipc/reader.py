@@ -9,6 +9,9 @@ from __future__ import annotations
 import itertools
 import mmap
 import os
+import stat
+import struct
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -19,6 +22,7 @@ from xxhash import xxh3_64_intdigest as digest
 
 from . import layout
 from .counters import ReaderCounters
+from .errors import ResultStoreError
 from .layout import FIXED, OFFSET_MASK
 from .query import key64, key_bytes
 from .result import CachedResult, LazyResult, ReadyResult
@@ -54,6 +58,7 @@ class ResultReader:
         self._local: dict[str, Kept] = {}  # by raw text: a text that is asked of two collections by turns takes turns
         self._once: dict[str, int] = {}  # raw text -> pointer: read once since the entry was written
         self._look_at = 0.0
+        self._looking = threading.Lock()  # of what changes the file or `_look_at`; no kept copy waits for it
         _readers.add(self)
 
     def get(self, text: str, collection: str, scope: str = "") -> CachedResult | None:
@@ -75,11 +80,19 @@ class ResultReader:
         """Read from the file. A result is kept when it is read for the second time: most are read only once."""
         at, file = time.time(), self._file
         if monotonic() >= self._look_at or (file is not None and file.words[layout.W_SUPERSEDED]):
-            self._look(at)
+            self._look()
             file = self._file
         if file is None:
             return None
         found = file.find(text, collection, scope, at)
+        while found is None and file.words[layout.W_SUPERSEDED]:
+            self._look()
+            if self._file is None:
+                return None
+            if self._file is file:
+                break  # its writer died before it had put another in its place
+            file = self._file  # it was replaced while it was looked into
+            found = file.find(text, collection, scope, at)
         if found is None:
             self._local.pop(text, None)
             file.count_miss()
@@ -92,23 +105,27 @@ class ResultReader:
                 self._once.clear()
             self._once[text] = pointer
         elif not file.words[layout.W_SUPERSEDED]:
-            result = ReadyResult(result)
+            try:
+                result = ReadyResult(result)
+            except ResultStoreError:
+                return result  # forged: it says so when it is touched
             word = layout.index_word(slot) + 1
-            self._keep(text, (result, file.words, word, pointer, file.hits, slot, count, collection, scope), at)
+            self._keep(file, text, (result, file.words, word, pointer, file.hits, slot, count, collection, scope))
         return result
 
-    def _keep(self, text: str, kept: Kept, at: float) -> None:
-        local = self._local
-        if len(local) >= self._local_copies:
-            local.pop(next(iter(local), text), None)
-        local[text] = kept
-        expires_at = kept[0].expires_at
-        if expires_at - at < LOOK_S:
-            self._look_at = min(self._look_at, monotonic() + expires_at - at)
+    def _keep(self, file: _File, text: str, kept: Kept) -> None:
+        with self._looking:
+            if file is not self._file:
+                return  # another thread has found a newer one meanwhile
+            local = self._local
+            if len(local) >= self._local_copies:
+                local.pop(next(iter(local), text), None)
+            self._look_at = min(self._look_at, _monotonic_at(kept[0].expires_at))
+            local[text] = kept
 
     def get_at(self, text: str, collection: str, scope: str, now: float) -> CachedResult | None:
         """Return what `get` would at the Unix time `now`; neither counted nor kept."""
-        self._look(now)
+        self._look()
         found = None if self._file is None else self._file.find(text, collection, scope, now)
         return None if found is None else found[0]
 
@@ -121,40 +138,49 @@ class ResultReader:
 
     # --- the file -----------------------------------------------------------------------------------------------------
 
-    def _look(self, at: float) -> None:
+    def _look(self) -> None:
         """See that the mapped file is the one at the path, and drop what has expired.
 
         A writer that died between replacing the file and marking the old one leaves no other sign.
         """
-        self._look_at = monotonic() + (LOOK_S if self._file is not None else RETRY_S)
-        try:
-            found = self._path.stat()
-        except OSError as error:
-            self.problem = f"{self._path}: {error.strerror}"
-            if self._file is not None and self._file.words[layout.W_SUPERSEDED]:
-                self._let_go()
-            return
-        if self._file is None or self._file.identity != (found.st_ino, found.st_size):
-            self._open()
-        for key, kept in list(self._local.items()):
-            if kept[0].expires_at <= at:
-                self._local.pop(key, None)
+        with self._looking:
+            try:
+                found = self._path.stat()
+            except OSError as error:
+                self.problem = f"{self._path}: {error.strerror}"
+                if self._file is not None and self._file.words[layout.W_SUPERSEDED]:
+                    self._let_go()
             else:
-                self._look_at = min(self._look_at, monotonic() + kept[0].expires_at - at)
+                is_the_same = self._file is not None and self._file.identity == (found.st_ino, found.st_size)
+                if not is_the_same and not self._open():
+                    self._let_go()  # what took its place cannot be read, and it is out of date
+            look_at = monotonic() + (LOOK_S if self._file is not None else RETRY_S)
+            for text, kept in list(self._local.items()):
+                expires_at = kept[0].expires_at
+                if expires_at <= time.time():
+                    self._local.pop(text, None)
+                else:
+                    look_at = min(look_at, _monotonic_at(expires_at))
+            self._look_at = look_at  # last: until then no kept copy is handed out
 
-    def _open(self) -> None:
+    def _open(self) -> bool:
+        """Map the file at the path; False, and `problem` says why, where that cannot be."""
         try:
-            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError as error:
             self.problem = f"{self._path}: {error.strerror}"
-            return
+            return False
         try:
             found = os.fstat(fd)
-            if found.st_size < layout.HEADER_BYTES or found.st_size % 8:
-                self.problem = f"{self._path} is no result store: {found.st_size} bytes"
-                return
+            size = found.st_size
+            if not stat.S_ISREG(found.st_mode) or not layout.HEADER_BYTES <= size <= layout.MAX_OFFSET or size % 8:
+                self.problem = f"{self._path} is no result store: {size} bytes"
+                return False
             # MAP_POPULATE: page faults here, once, instead of 0.4-3.4 us in the first lookup of each page
             memory = mmap.mmap(fd, found.st_size, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE, prot=mmap.PROT_READ)
+        except (OSError, ValueError) as error:
+            self.problem = f"{self._path} cannot be mapped: {error}"
+            return False
         finally:
             os.close(fd)
         words = memoryview(memory).cast("Q")
@@ -162,24 +188,24 @@ class ResultReader:
         is_ours = words[layout.W_MAGIC] == layout.MAGIC and words[layout.W_VERSION] == layout.LAYOUT_VERSION
         if not is_ours or not slots or slots & (slots - 1) or layout.arena_start(slots) > found.st_size:
             self.problem = f"{self._path} is being made, or is not a result store of layout {layout.LAYOUT_VERSION}"
-            return
-        self._let_go()
+            return False
         self.problem = None
-        self._file = _File(memory, words, (found.st_ino, found.st_size), self._open_counters(words))
-        self._look_at = monotonic() + LOOK_S
+        counters = self._open_counters(slots, words[layout.W_EPOCH])
+        self._let_go(_File(memory, words, slots, (found.st_ino, size), counters))
+        return True
 
-    def _open_counters(self, words: memoryview[int]) -> ReaderCounters | None:
+    def _open_counters(self, slots: int, epoch: int) -> ReaderCounters | None:
         if self._counters_dir is None:
             return None
         try:
-            return ReaderCounters(self._counters_dir, words[layout.W_SLOTS], words[layout.W_EPOCH])
+            return ReaderCounters(self._counters_dir, slots, epoch)
         except OSError as error:  # another user's reader may be allowed to read the results and not to count
             self.problem = f"lookups are not counted: {error}"
             return None
 
-    def _let_go(self) -> None:
+    def _let_go(self, successor: _File | None = None) -> None:
         # Another thread may be reading through the old view: it is left to the garbage collector, not closed under it.
-        file, self._file, self._local, self._once = self._file, None, {}, {}
+        file, self._file, self._local, self._once = self._file, successor, {}, {}
         if file is not None and file.counters is not None:
             file.counters.close()
 
@@ -189,29 +215,35 @@ class ResultReader:
             self._file.counters.set_dropped(count)
 
     def close(self) -> None:
-        self._let_go()
+        with self._looking:
+            self._let_go()
 
     def _after_fork(self) -> None:
-        self._local = {}
-        if self._file is not None:  # the parent's row of counters is the parent's, and not mapped here
-            self._file = self._file.with_counters(self._open_counters(self._file.words))
+        self._looking, self._local = threading.Lock(), {}  # the lock may have been another thread's of the parent
+        file = self._file
+        if file is not None:  # the parent's row of counters is the parent's
+            self._file = file.with_counters(self._open_counters(file.slots, file.words[layout.W_EPOCH]))
 
 
 class _File:
     """A mapped store, and this process's counters of its slots. Immutable, so that threads may swap it."""
 
     def __init__(
-        self, memory: mmap.mmap, words: memoryview[int], identity: tuple[int, int], counters: ReaderCounters | None
+        self,
+        memory: mmap.mmap,
+        words: memoryview[int],
+        slots: int,
+        identity: tuple[int, int],
+        counters: ReaderCounters | None,
     ) -> None:
-        self.words, self.identity, self.counters = words, identity, counters  # identity: inode and size
+        self.words, self.slots, self.identity, self.counters = words, slots, identity, counters  # inode and size
         self._memory = memory
-        self._slots = words[layout.W_SLOTS]
-        self.hits = memoryview(bytearray(8 * self._slots)).cast("Q") if counters is None else counters.hits
+        self.hits = memoryview(bytearray(8 * slots)).cast("Q") if counters is None else counters.hits
         self.count_of: dict[int, Callable[[], int]] = {}
         self._slot_of: dict[tuple[str, str, str], tuple[int, bytes]] = {}  # a key keeps its slot as long as the file
 
     def with_counters(self, counters: ReaderCounters | None) -> _File:
-        return _File(self._memory, self.words, self.identity, counters)
+        return _File(self._memory, self.words, self.slots, self.identity, counters)
 
     def find(self, text: str, collection: str, scope: str, at: float) -> tuple[CachedResult, int, int] | None:
         """Return a query's result, its slot and its pointer."""
@@ -221,19 +253,22 @@ class _File:
         slot, key = found
         words, word = self.words, _FIRST_POINTER + 2 * slot
         pointer = words[word]
-        for _ in _TRIES:
-            # layout.unpack_pointer, without the call; the body begins behind the checksum
-            offset = (pointer & OFFSET_MASK) << 8
-            body = self._memory[offset + 8 : offset + (pointer >> 20 & 0xFFF00)]
-            if words[word] == pointer:
-                break
-            pointer = words[word]  # replaced while it was copied: the new one is there already
         try:
-            if digest(body) != words[offset >> 3]:
+            for _ in _TRIES:
+                # layout.unpack_pointer, without the call; the body begins behind the checksum
+                offset = (pointer & OFFSET_MASK) << 8
+                body = self._memory[offset + 8 : offset + (pointer >> 20 & 0xFFF00)]
+                checksum = words[offset >> 3]
+                if words[word] == pointer:
+                    break
+                pointer = words[word]  # replaced while it was copied: the new one is there already
+            else:
+                body = b""
+            if digest(body) != checksum:
                 return None  # removed, or torn
-        except IndexError:
+            fields: layout.Fields = _unpack(body)
+        except (IndexError, struct.error):
             return None  # a forged pointer
-        fields: layout.Fields = _unpack(body)
         _, expires_at, generation, pair, _, key_length, _, _, _, _, _ = fields
         if at >= expires_at or body[FIXED : FIXED + key_length] != key:
             return None
@@ -243,7 +278,7 @@ class _File:
 
     def _locate(self, text: str, collection: str, scope: str) -> tuple[int, bytes] | None:
         """Return a query's slot and key, None if it has no slot."""
-        words, slots = self.words, self._slots
+        words, slots = self.words, self.slots
         key = key_bytes(text, collection, scope)
         wanted = key64(key)
         slot = wanted & (slots - 1)
@@ -274,9 +309,15 @@ class _File:
         if found is None:
             return 0, None
         slot = found[1]
-        word = layout.use_word(self._slots, slot)
+        word = layout.use_word(self.slots, slot)
         last_at = self.words[word + 1]
         return max(self.words[word], self.hits[slot]), float(last_at) if last_at else None
+
+
+def _monotonic_at(at: float) -> float:
+    """Return what the monotonic clock will show at a Unix time, rather a little less than more."""
+    now = monotonic()
+    return now + at - time.time()
 
 
 _readers: weakref.WeakSet[ResultReader] = weakref.WeakSet()

@@ -18,6 +18,7 @@ class TaskType(StrEnum):
     REINDEX = "reindex"  # embed the points whose text or model changed
     RERANK = "rerank"  # search and rerank popular queries, publish their results
     WARM = "warm"  # precompute what the cache lacks for the popular queries
+    PING = "ping"  # answer, and do nothing: it says whether workers do
 
 
 class TaskFrequency(StrEnum):
@@ -67,6 +68,7 @@ class TaskRecord(Record, frozen=True):
     version: int = 0
     created_at: float = 0.0
     not_before_at: float = 0.0  # back-off after a transient failure
+    deadline_at: float | None = None  # given up where it has not ended by then
     started_at: float | None = None
     completed_at: float | None = None
     progress: TaskProgress = TaskProgress()
@@ -87,10 +89,14 @@ class ScheduleRecord(Record, frozen=True):
     last_run_at: float | None = None
     is_enabled: bool = True
     metadata: dict[str, Any] = {}
+    note: str = ""  # why its last run did nothing, in words; empty where it did
 
 
 class ExecutionRecord(Record, frozen=True):
-    """What one run of a task did. `before_score` and `after_score` are `metric` (e.g. nDCG@10) where it was measured."""
+    """What one run of a task did. `before_score` and `after_score` are `metric` (e.g. nDCG@10) where it was measured.
+
+    `attempt` counts its leases; `worker`, `wall_s`, `cpu_s` and `budget` are of the last of them.
+    """
 
     task_id: str
     task_type: TaskType
@@ -99,7 +105,10 @@ class ExecutionRecord(Record, frozen=True):
     started_at: float
     completed_at: float
     attempt: int = 1
-    cpu_s: float = 0.0
+    worker: int | None = None
+    wall_s: float = 0.0  # from its last lease to its end
+    cpu_s: float = 0.0  # CPU time of the worker meanwhile
+    budget: float | None = None  # mean share of one CPU granted meanwhile, 0..1; None where it was never leased
     result: dict[str, Any] | None = None
     error_message: str | None = None
     metric: str | None = None

@@ -60,21 +60,27 @@ class CachedResult:
 
     def fresh_metadata(self) -> tuple[dict[str, object], ...]:
         """Return the rows' metadata decoded anew: the caller may change it."""
-        return rows_decoder.decode(memoryview(self._body)[self._fields[9] : self._fields[10]]).metadata
+        try:
+            return rows_decoder.decode(memoryview(self._body)[self._fields[9] : self._fields[10]]).metadata
+        except _FORGERIES as error:
+            raise _forged(error) from error
 
     def hits(self) -> tuple[Hit, ...]:
         """Return the rows as hits, best first; a payload has content, source and metadata."""
         reranked = self.rerank_scores.tolist() or [None] * len(self)
         rows = zip(self.ids, self.scores.tolist(), self.contents, self.sources, self.metadata, reranked, strict=True)
-        return tuple(
-            Hit(
-                id=point_id,
-                score=score,
-                payload={"content": content, "source": source, "metadata": metadata},
-                rerank_score=rerank_score,
+        try:
+            return tuple(
+                Hit(
+                    id=point_id,
+                    score=score,
+                    payload={"content": content, "source": source, "metadata": metadata},
+                    rerank_score=rerank_score,
+                )
+                for point_id, score, content, source, metadata, rerank_score in rows
             )
-            for point_id, score, content, source, metadata, rerank_score in rows
-        )
+        except ValueError as error:  # columns of different lengths
+            raise _forged(error) from error
 
 
 class _Part:
@@ -96,7 +102,7 @@ class _Part:
         return getattr(result, self._name)
 
 
-_FORGERIES = (struct.error, ValueError, KeyError, msgspec.MsgspecError)
+_FORGERIES = (struct.error, ValueError, KeyError, RecursionError, msgspec.MsgspecError)
 
 
 def _forged(error: Exception) -> ResultStoreError:

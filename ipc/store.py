@@ -5,15 +5,21 @@ A reader sees the old record or the new one, and a writer killed at any instant 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
+import itertools
 import mmap
 import os
+import stat
 import time
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
+
+import msgspec
 
 from . import layout
 from .arena import Arena
@@ -53,7 +59,8 @@ class ResultStore:
     """The one writer of the file at `path`; raises ResultStoreError while another process is.
 
     Attaches to what an earlier writer left, if it is of this layout and sound; else moves it aside to
-    `NAME.corrupt-N`, begins anew and says so in `rebuilt_because`.
+    `NAME.corrupt-N`, begins anew and says so in `rebuilt_because`. Of more entries than `capacity` those computed last
+    stay. A forked child cannot use it: every call that needs the file raises ResultStoreError there.
     """
 
     def __init__(self, path: Path, *, capacity: int = 1000, arena_bytes: int | None = None) -> None:
@@ -63,18 +70,27 @@ class ResultStore:
         self._pid = os.getpid()
         self._lock = self._take_lock()
         try:
+            self._fresh.unlink(missing_ok=True)  # of a writer killed while it compacted
             if path.exists():
                 self.rebuilt_because = self._attach()
                 if self.rebuilt_because:
                     path.rename(_aside(path))
             if self.rebuilt_because or not path.exists():
                 self._entries: dict[bytes, EntryInfo] = {}
+                self._key_of_slot: dict[int, bytes] = {}
                 self._map_new(self._arena_bytes, path)
-            elif self._words[layout.W_SLOTS] != layout.slots_for(capacity):
-                self._compact(0)  # made for another capacity
+            else:
+                self._drop_surplus()
+                if self._words[layout.W_SLOTS] != layout.slots_for(capacity):
+                    self._compact(0)  # made for another capacity
         except BaseException:
             os.close(self._lock)
             raise
+        _stores.add(self)
+
+    @property
+    def _fresh(self) -> Path:
+        return self.path.with_name(self.path.name + ".new")
 
     def _take_lock(self) -> int:
         fd = os.open(self.path.with_name(self.path.name + ".lock"), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
@@ -90,15 +106,19 @@ class ResultStore:
     def _adopt(self, memory: mmap.mmap) -> None:
         self._map = memory
         self._words = memoryview(memory).cast("Q")
-        # A child that writes by accident faults instead of corrupting; readers of the child map the file themselves.
-        memory.madvise(mmap.MADV_DONTFORK)
 
     def _attach(self) -> str | None:
         """Map the existing file and index its entries; return why that cannot be done, None if it was."""
-        fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            size = os.fstat(fd).st_size
-            if size < layout.HEADER_BYTES or size % 8:
+            fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                raise
+            return f"{self.path} is no result store: {error.strerror}"
+        try:
+            found = os.fstat(fd)
+            size = found.st_size
+            if not stat.S_ISREG(found.st_mode) or size < layout.HEADER_BYTES or size % 8:
                 return f"{self.path} is no result store: {size} bytes"
             memory = mmap.mmap(fd, size)
         finally:
@@ -106,18 +126,26 @@ class ResultStore:
         words = memoryview(memory).cast("Q")
         reason = _what_is_wrong(words, size)
         words.release()
-        if reason:
-            memory.close()
-            return f"{self.path} {reason}"
         self._adopt(memory)
-        reason = self._index()
+        reason = reason or self._index()
         if reason:
+            self._send_readers_away(size)
             self._release()
-        return reason
+            return f"{self.path} {reason}"
+        return None
+
+    def _send_readers_away(self, size: int) -> None:
+        """Mark a file that cannot be used: its readers must not go on with what they have kept of it."""
+        if self._words[layout.W_MAGIC] != layout.MAGIC or self._words[layout.W_VERSION] != layout.LAYOUT_VERSION:
+            return  # nobody reads it, or by rules this program does not know
+        for slots in (self._words[layout.W_SLOTS], layout.slots_for(self._capacity)):
+            if slots and layout.arena_start(slots) <= size:
+                _supersede(self._words, layout.SOON, slots)
+                return
 
     def _index(self) -> str | None:
         """Read all entries of the mapped file; return what is wrong with one, None if all are sound."""
-        self._entries, taken = {}, []
+        self._entries, self._key_of_slot, taken = {}, {}, []
         self._used_slots = 0
         for slot in range(self._words[layout.W_SLOTS]):
             word = layout.index_word(slot)
@@ -130,38 +158,47 @@ class ResultStore:
             if not blocks:
                 continue  # removed
             body = opened(self._map[offset : offset + blocks * BLOCK])
-            if body is None or first_of(body).key64 != key:
-                return f"{self.path} has a damaged record in slot {slot}"
-            taken.append((offset, blocks))
+            entry = None if body is None else _entry(body, slot, pointer)
+            if body is None or entry is None or self._slot_of(key) != (slot, False):
+                return f"has a damaged record in slot {slot}"
             first = first_of(body)
+            if first.key64 != key or first.pair >= layout.GENERATION_PAIRS:
+                return f"has a damaged record in slot {slot}"
+            taken.append((offset, blocks))
             if first.generation == self._words[layout.generation_word(first.pair)]:
-                self._entries[key_of(body, first)] = _entry(body, slot, pointer)
+                self._note(key_of(body, first), entry)
             else:  # its collection was invalidated, and the writer killed before it had removed all entries
                 self._words[word + 1] = layout.emptied(pointer)
+        taken.sort()
+        if any(at + blocks * BLOCK > following for (at, blocks), (following, _) in itertools.pairwise(taken)):
+            return "has a damaged index: records overlap"
         self._arena = Arena(self._words[layout.W_ARENA_START], self._words[layout.W_ARENA_END], taken)
         self._words[layout.W_WRITER] = self._pid
         self._words[layout.W_SUPERSEDED] = 0  # set if an earlier writer was killed before its new file was in place
         return None
 
     def _map_new(self, arena_bytes: int, path: Path) -> None:
-        """Create an empty file at `path` and adopt it. Raises ResultStoreError where tmpfs has no room for it."""
+        """Create an empty file at `path` and adopt it. Raises ResultStoreError where that cannot be: tmpfs is full."""
         slots = layout.slots_for(self._capacity)
         start = layout.arena_start(slots)
         size = (start + arena_bytes) // BLOCK * BLOCK
         if size > layout.MAX_OFFSET:
             raise ResultStoreError(f"{size / 2**30:.0f} GiB of results are too many: lower max_cached_queries")
-        path.unlink(missing_ok=True)
-        fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o640)
+        try:
+            path.unlink(missing_ok=True)
+            fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o640)
+        except OSError as error:
+            raise ResultStoreError(f"{path} cannot be made: {error.strerror}") from error
         try:
             os.posix_fallocate(fd, 0, size)  # a full tmpfs says so here, instead of a SIGBUS at some later store
             memory = mmap.mmap(fd, size)
         except OSError as error:
             path.unlink()
-            if error.errno not in (errno.ENOSPC, errno.EFBIG, errno.ENOMEM):
-                raise
-            raise ResultStoreError(
-                f"no room for {size / 2**20:.0f} MiB in {path.parent}: free some, or lower max_cached_queries"
-            ) from error
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENOMEM):
+                reason = f"no room for {size / 2**20:.0f} MiB in {path.parent}: free some, or lower max_cached_queries"
+            else:
+                reason = f"{path} cannot be made: {error.strerror}"
+            raise ResultStoreError(reason) from error
         finally:
             os.close(fd)
         self._adopt(memory)
@@ -177,29 +214,37 @@ class ResultStore:
         live_bytes = sum(entry.size_bytes for entry in self._entries.values())
         arena_bytes = max(self._arena_bytes, 2 * (live_bytes + needed))
         old_map, old_words, old_entries = self._map, self._words, self._entries
-        old_state = (self._arena, self._used_slots)
-        fresh = self.path.with_name(self.path.name + ".new")
-        try:
-            self._map_new(arena_bytes, fresh)
-        except ResultStoreError:
-            self._map, self._words = old_map, old_words
-            self._arena, self._used_slots = old_state
-            raise
+        old = (old_map, old_words, old_entries, self._key_of_slot, self._arena, self._used_slots)
+        fresh = self._fresh
+        self._map_new(arena_bytes, fresh)  # raises before it has changed anything of this object
         start, end = layout.W_GENERATIONS, layout.W_GENERATIONS + 2 * layout.GENERATION_PAIRS
         for word in range(start, end):
             self._words[word] = old_words[word]
-        self._entries = {}
+        self._entries, self._key_of_slot = {}, {}
         old_slots = old_words[layout.W_SLOTS]
         for key, entry in old_entries.items():
             _, blocks, offset = layout.unpack_pointer(entry.pointer)
             self._append(key, old_map[offset : offset + blocks * BLOCK], entry)
             use, old_use = self._use_word(self._entries[key].slot), layout.use_word(old_slots, entry.slot)
             self._words[use], self._words[use + 1] = old_words[old_use], old_words[old_use + 1]
-        _supersede(old_words, layout.SOON)
-        os.replace(fresh, self.path)
-        _supersede(old_words, layout.SUPERSEDED)
+        _supersede(old_words, layout.SOON, old_slots)
+        try:
+            os.replace(fresh, self.path)
+        except OSError as error:
+            self._release()
+            (self._map, self._words, self._entries, self._key_of_slot, self._arena, self._used_slots) = old
+            old_words[layout.W_SUPERSEDED] = 0
+            raise ResultStoreError(f"{self.path} cannot be replaced: {error.strerror}") from error
+        _supersede(old_words, layout.SUPERSEDED, old_slots)
         old_words.release()
         old_map.close()
+
+    def _drop_surplus(self) -> None:
+        """Remove what exceeds the capacity, the oldest first: the file may be of a larger one."""
+        surplus = len(self._entries) - self._capacity
+        if surplus > 0:
+            for entry in sorted(self._entries.values(), key=lambda entry: entry.computed_at)[:surplus]:
+                self.remove(entry.query_text, entry.collection, entry.scope)
 
     # --- entries ------------------------------------------------------------------------------------------------------
 
@@ -257,8 +302,16 @@ class ResultStore:
         _, old_blocks, old_offset = layout.unpack_pointer(old)
         if old_blocks:
             self._arena.give_back(old_offset, old_blocks)
-        self._entries[key] = replace(entry, slot=slot, pointer=pointer)
+        self._note(key, replace(entry, slot=slot, pointer=pointer))
         return True
+
+    def _note(self, key: bytes, entry: EntryInfo) -> None:
+        """Remember an entry. Of two keys with one 64-bit hash only the later has the slot: the other is a miss."""
+        other = self._key_of_slot.get(entry.slot)
+        if other is not None and other != key:
+            del self._entries[other]
+        self._key_of_slot[entry.slot] = key
+        self._entries[key] = entry
 
     def _slot_of(self, wanted: int) -> tuple[int, bool]:
         """Return the slot of a 64-bit key and whether it is a free one."""
@@ -276,7 +329,11 @@ class ResultStore:
         if entry is None:
             return False
         _, blocks, offset = layout.unpack_pointer(entry.pointer)
-        raw = layout.with_soft_at(self._map[offset + layout.CHECKSUM_BYTES : offset + blocks * BLOCK], soft_at)
+        body = opened(self._map[offset : offset + blocks * BLOCK])
+        if body is None:  # damaged since it was written: a new checksum would pass it off as sound
+            self.remove(text, collection, scope)
+            return False
+        raw = layout.with_soft_at(body, soft_at)
         changed = replace(entry, soft_at=soft_at)
         if not self._append(key, raw, changed):
             self._compact(entry.size_bytes)
@@ -289,6 +346,7 @@ class ResultStore:
         entry = self._entries.pop(key_bytes(text, collection, scope), None)
         if entry is None:
             return False
+        del self._key_of_slot[entry.slot]
         word = layout.index_word(entry.slot) + 1
         self._words[word] = layout.emptied(self._words[word])
         use = self._use_word(entry.slot)
@@ -300,9 +358,13 @@ class ResultStore:
     def invalidate_collection(self, name: str) -> int:
         """Make every entry of a collection invalid at once, by one word; return how many that were."""
         self._check_writer()
-        word = layout.generation_word(self._pair_of(name))
-        self._words[word] += 1
-        doomed = [entry for entry in self._entries.values() if entry.collection == name]
+        pair = self._pair_of(name)
+        self._words[layout.generation_word(pair)] += 1
+        names = {name}
+        if pair == layout.GENERATION_PAIRS - 1:  # shared
+            held = {entry.collection for entry in self._entries.values()}
+            names |= {one for one in held if self._pair_of(one) == pair}
+        doomed = [entry for entry in self._entries.values() if entry.collection in names]
         for entry in doomed:
             self.remove(entry.query_text, entry.collection, entry.scope)
         return len(doomed)
@@ -325,6 +387,7 @@ class ResultStore:
 
     def count_use(self, slot: int, hits: int, at: float) -> None:
         """Add hits to what a slot's readers see of its use; `at` is the Unix time of the last one."""
+        self._check_writer()
         word = self._use_word(slot)
         self._words[word] += hits
         self._words[word + 1] = int(at)
@@ -336,6 +399,7 @@ class ResultStore:
 
     def get(self, text: str, collection: str, scope: str = "", now: float = 0.0) -> CachedResult | None:
         """Return a query's entry if it is valid at `now`; not counted as a reader's lookup."""
+        self._check_writer()
         entry = self._entries.get(key_bytes(text, collection, scope))
         if entry is None or entry.expires_at <= now:
             return None
@@ -351,11 +415,13 @@ class ResultStore:
 
     @property
     def slots(self) -> int:
+        self._check_writer()
         return self._words[layout.W_SLOTS]
 
     @property
     def epoch(self) -> int:
         """A number of this file's own: slots are those of one epoch."""
+        self._check_writer()
         return self._words[layout.W_EPOCH]
 
     @property
@@ -368,6 +434,7 @@ class ResultStore:
 
     def copy_to(self, target: BinaryIO) -> None:
         """Write the file as it is now; what was never used becomes a hole."""
+        self._check_writer()
         used = self._arena.end_of_use
         with memoryview(self._map) as whole:
             target.write(whole[:used])
@@ -381,17 +448,30 @@ class ResultStore:
 
     def close(self) -> None:
         """Let go of the file and leave it: readers keep hitting, and the next writer attaches."""
+        if os.getpid() != self._pid:
+            return  # let go of when it was forked
+        _stores.discard(self)
         self._release()
         os.close(self._lock)
 
     def destroy(self) -> None:
         """Close, and remove the file."""
-        _supersede(self._words, layout.SUPERSEDED)
-        self.close()
+        self._check_writer()
+        _supersede(self._words, layout.SUPERSEDED, self.slots)
         self.path.unlink(missing_ok=True)
+        self.close()  # last: from then on the path may be another writer's
+
+    def _leave_to_parent(self) -> None:
+        """In a forked child: let go of the map, and of the lock, which a living child would else hold for a dead parent.
+
+        Not MADV_DONTFORK: a child's later mappings land in the gap, and are unmapped when this map is forgotten.
+        """
+        os.close(self._lock)
+        with contextlib.suppress(BufferError):  # another thread of the parent was copying from it
+            self._release()
 
 
-def _supersede(words: memoryview[int], state: int) -> None:
+def _supersede(words: memoryview[int], state: int, slots: int) -> None:
     """Tell the readers of a file that another one is about to take its place (SOON), or has (SUPERSEDED).
 
     A reader trusts its kept copy as long as the entry's pointer stands and looks at nothing else, so every pointer
@@ -399,7 +479,7 @@ def _supersede(words: memoryview[int], state: int) -> None:
     killed in between leaves a file that is whole.
     """
     words[layout.W_SUPERSEDED] = state
-    for slot in range(words[layout.W_SLOTS]):
+    for slot in range(slots):
         word = layout.index_word(slot) + 1
         if pointer := words[word]:
             version, blocks, offset = layout.unpack_pointer(pointer)
@@ -407,9 +487,23 @@ def _supersede(words: memoryview[int], state: int) -> None:
             words[word] = layout.emptied(pointer) if gone else layout.pack_pointer(version + 1, blocks, offset)
 
 
-def _entry(body: bytes, slot: int, pointer: int) -> EntryInfo:
+def _entry(body: bytes, slot: int, pointer: int) -> EntryInfo | None:
+    """Return what a record says of itself; None if it is forged: its key is not that of its texts, or a part is not there.
+
+    The rows' texts are not decoded: only readers touch them.
+    """
     first, head = first_of(body), head_of(body)
-    about = about_decoder.decode(memoryview(body)[first.about : first.length])
+    result = LazyResult(body, first)
+    try:
+        about = about_decoder.decode(memoryview(body)[first.about : first.length])
+        is_whole = len(result.ids) == first.rows and len(result.candidates) == head.candidates
+    except (msgspec.MsgspecError, ResultStoreError):
+        return None
+    if not is_whole:
+        return None
+    key = key_bytes(about.query_text, about.collection, about.scope)
+    if key != key_of(body, first) or key64(key) != first.key64:
+        return None
     return EntryInfo(
         query_text=about.query_text,
         collection=about.collection,
@@ -447,3 +541,15 @@ def _aside(path: Path) -> Path:
     while (aside := path.with_name(f"{path.name}.corrupt-{number}")).exists():
         number += 1
     return aside
+
+
+_stores: weakref.WeakSet[ResultStore] = weakref.WeakSet()
+
+
+def _in_child() -> None:
+    for store in list(_stores):
+        store._leave_to_parent()
+    _stores.clear()
+
+
+os.register_at_fork(after_in_child=_in_child)

@@ -53,9 +53,14 @@ class Codec(Generic[T]):
             raise ProtocolError(
                 f"protocol version {version}, this side speaks {PROTOCOL_VERSION}: update the older one"
             )
-        if self._is_bounded and _is_deep(found):
+        # a level takes at least one byte that opens a map or list: most requests have too few to be looked through
+        if self._is_bounded and len(frame.translate(None, _NO_OPENING)) > MAX_DEPTH and _is_deep(found):
             raise ProtocolError(f"maps and lists inside one another are more than {MAX_DEPTH} deep")
         return found
+
+
+_OPENING = bytes([*range(0x80, 0xA0), *range(0xDC, 0xE0)])  # of MessagePack: fixmap, fixarray, array, map
+_NO_OPENING = bytes(set(range(256)) - set(_OPENING))
 
 
 def _is_deep(message: object) -> bool:

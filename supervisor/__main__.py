@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import zmq
@@ -14,10 +15,12 @@ from ..ipc.commands import Role
 from ..ipc.errors import AlreadyRunning
 from ..ipc.paths import RuntimePaths, make_private
 from .assemble import core_settings, make_core
-from .config import Config
+from .config import Config, load
 from .journal import Journal
 from .loop import Supervisor
+from .notify import Notifier
 from .pool import Pool
+from .reload import Reloader
 from .requests import Requests
 
 log = logging.getLogger(__name__)
@@ -43,8 +46,12 @@ class Lock:
         os.close(self._fd)
 
 
-def serve(config: Config) -> int:
-    """Run the daemon until it is told to stop; return the exit code. Raises AlreadyRunning for a second one."""
+def serve(config: Config, load_again: Callable[[], Config] = load) -> int:
+    """Run the daemon until it is told to stop; return the exit code. Raises AlreadyRunning for a second one.
+
+    `load_again` is what a reload gets the configuration from: the sources that `config` came from.
+    """
+    notifier = Notifier()
     state_dir, runtime_dir = config.state_dir(), config.runtime_dir()
     os.umask(0o077)
     make_private(state_dir)
@@ -59,7 +66,7 @@ def serve(config: Config) -> int:
         config.workers(),
         runtime.workers,
         poller,
-        threads=settings.worker.model.threads,
+        settings=settings.worker,
         log_level=config.service.log_level,
         jitter=random.SystemRandom().random,
     )
@@ -79,8 +86,9 @@ def serve(config: Config) -> int:
             core.problems[f"{about} (at start)"] = what
 
     try:
-        requests = Requests(core, str(state_dir), runtime, os.getpid())
-        Supervisor(core, requests, runtime, pool, poller, config.service.grace_s).run()
+        reloader = Reloader(config, load_again, core, notifier)
+        requests = Requests(core, str(state_dir), runtime, os.getpid(), reloader.reload)
+        Supervisor(core, requests, runtime, pool, poller, config.service.grace_s, reloader, notifier).run()
     finally:
         core.keeper.store.close()
         journal.close()
@@ -90,6 +98,4 @@ def serve(config: Config) -> int:
 
 
 if __name__ == "__main__":
-    from .config import load
-
     raise SystemExit(serve(load()))

@@ -42,6 +42,13 @@ def core_settings(
     )
 
 
+def cache_policy(config: Config) -> CachePolicy:
+    cache = config.cache
+    return CachePolicy(
+        ttl_s=cache.ttl_hours * 3600, soft_ttl_s=cache.soft_ttl_hours * 3600, max_entries=cache.max_cached_queries
+    )
+
+
 def make_core(
     config: Config,
     settings: CoreSettings,
@@ -57,11 +64,7 @@ def make_core(
     """
     was_restored = saved_results is not None and restore(saved_results, runtime.results)
     popularity = Popularity()
-    policy = CachePolicy(
-        ttl_s=config.cache.ttl_hours * 3600,
-        soft_ttl_s=config.cache.soft_ttl_hours * 3600,
-        max_entries=config.cache.max_cached_queries,
-    )
+    policy = cache_policy(config)
     store = ResultStore(runtime.results, capacity=policy.max_entries)
     keeper = ResultKeeper(store, CounterFold(runtime.readers), popularity, policy)
     if was_restored:
@@ -74,7 +77,7 @@ def make_core(
         keeper,
         Monitor(),
         own_pids=own_pids,
-        local_hour=lambda now: local_hour(settings.zone, now),
+        local_hour=local_hour,
         jitter=random.SystemRandom().random,  # spreads retries; no result depends on it
         started_at=time.time(),
         snapshot=lambda: None if saved_results is None else save(store, saved_results),

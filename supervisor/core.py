@@ -9,6 +9,8 @@ The daemon (loop.py) and the inline lane drive the same core; only where tasks r
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from zoneinfo import ZoneInfo
@@ -21,6 +23,7 @@ from ..ipc.commands import (
     Event,
     Failed,
     Finished,
+    Leaving,
     PointsChanged,
     Progress,
     Published,
@@ -44,14 +47,16 @@ from ..ipc.records import (
     TaskType,
 )
 from ..ipc.settings import WorkerSettings
-from . import governor, scheduler
+from . import governor, scheduler, waiting
+from .clock import Moved
+from .feed import Feed, Seen
 from .freshness import Freshness
 from .journal import Journal
 from .monitor import Monitor
 from .params import jobs_for, params_of_schedule
 from .popularity import Popularity
-from .queue import Queue
-from .results import ResultKeeper
+from .queue import Queue, QueuePolicy
+from .results import CachePolicy, ResultKeeper
 from .state import Action, SendCommand, SendReply, Waiter, Worker
 
 BUSY_PERIOD_S = 0.25  # between readings while a task runs: spec-notes wants a reaction within a second
@@ -60,6 +65,7 @@ REFRESH_PRIORITY = -1  # of what nobody asked for
 SAVE_PERIOD_S = 60.0  # query analytics are statistics: losing a minute of them at a crash is accepted
 SNAPSHOT_PERIOD_S = 1800.0  # some MB each time; a reboot costs what was computed in the last half hour
 FRESH_S = 0.5  # a reading older than this is renewed before it is shown
+WINDOW = 64  # tiny tasks a worker holds besides the one it runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,18 @@ class CoreSettings:
     check_interval_s: float = 300.0
     is_auto_scheduling: bool = True
     collections: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What the last attempt at a task was given: its worker, wall seconds, mean share of one CPU."""
+
+    worker: int | None = None
+    wall_s: float = 0.0
+    budget: float | None = None
+
+
+NOTHING = Spent()
 
 
 class Core:
@@ -87,7 +105,7 @@ class Core:
         monitor: Monitor,
         *,
         own_pids: Callable[[], list[int]],
-        local_hour: Callable[[float], float],
+        local_hour: Callable[[ZoneInfo, float], float],
         jitter: Callable[[], float],
         started_at: float,
         snapshot: Callable[[], None] = lambda: None,
@@ -98,9 +116,12 @@ class Core:
         self.started_at = self.last_check_at = started_at
         self.schedules: dict[str, ScheduleRecord] = {}
         self.workers: dict[int, Worker] = {}
+        self.fork_server: int | None = None  # its pid, while there is one
         self.problems: dict[str, str] = {}  # what is wrong now, by what it is about
         self.is_draining = False
-        self._waiters: list[Waiter] = []
+        self.refused_connections = 0  # of users that may not connect
+        self._waiters: dict[str, list[Waiter]] = {}  # by task
+        self._next_expiry_at = math.inf  # of the waiters; may be too early, never too late
         self._actions: list[Action] = []
         self._searches = 0
         self._salt = int(started_at * 1e6)
@@ -110,8 +131,10 @@ class Core:
         self._next_sample_at = self._next_save_at = 0.0
         self._next_check_at = started_at + settings.check_interval_s
         self._sampled_at = 0.0
+        self.feed = Feed(int(started_at * 1e6))
         self._restore(started_at)
         self.sample(started_at)
+        self.feed.known(self.queue.open(), self._seen())
 
     def _restore(self, now: float) -> None:
         self.popularity.load(self.journal.queries(), now)
@@ -119,14 +142,15 @@ class Core:
             self.journal.save_task(record)
         for collection in self.journal.paused():
             self.queue.pause(collection)
-        for schedule in self.journal.schedules():
-            # a run missed while the service was down is due at once, or moves on: scheduler.catch_up
-            verdict = scheduler.catch_up(schedule, now, self.settings.zone)
-            if verdict is scheduler.CatchUp.SKIP:
-                schedule = scheduler.advance(schedule, now, self.settings.zone, has_run=False)  # noqa: PLW2901
-                self.journal.save_schedule(schedule)
-            self.schedules[schedule.task_id] = schedule
+        self.schedules = {schedule.task_id: schedule for schedule in self.journal.schedules()}
+        self._catch_up(now)
         self._check(now)
+
+    def _catch_up(self, now: float) -> None:
+        """Have a run that was missed while nothing ran due at once, or move on: scheduler.catch_up."""
+        for schedule in list(self.schedules.values()):
+            if scheduler.catch_up(schedule, now, self.settings.zone) is scheduler.CatchUp.SKIP:
+                self.save_schedule(scheduler.skip(schedule, now, self.settings.zone, scheduler.TOO_LATE))
 
     # --- what others ask ----------------------------------------------------------------------------------------------
 
@@ -139,6 +163,8 @@ class Core:
         """Look after what no event tells: default schedules, with the busiest collections re-indexed daily."""
         self.last_check_at = now
         self._next_check_at = now + self.settings.check_interval_s
+        for schedule in scheduler.unlisted(self.schedules.values(), self._listed()):
+            self.remove_schedule(schedule.task_id)
         if self.settings.is_auto_scheduling:
             held, zone, active = self.schedules.values(), self.settings.zone, self._freshness.active(now)
             fresh = scheduler.default_schedules(self.settings.collections, held, now, zone, active)
@@ -157,25 +183,49 @@ class Core:
             if is_new:
                 self.changed(record)
 
+    def _listed(self) -> tuple[str, ...]:
+        """Return the collections the default schedule is kept for."""
+        return self.settings.collections if self.settings.is_auto_scheduling else ()
+
+    def remove_schedule(self, schedule_id: str) -> None:
+        del self.schedules[schedule_id]
+        self.journal.remove_schedule(schedule_id)
+
     def save_schedule(self, schedule: ScheduleRecord) -> None:
         self.schedules[schedule.task_id] = schedule
         self.journal.save_schedule(schedule)
 
-    def changed(self, record: TaskRecord | None) -> TaskRecord | None:
-        """Make a task's new state durable, and tell who waits for it. None (nothing changed) passes through."""
+    def changed(self, record: TaskRecord | None, *, can_wait: bool = False, is_kept: bool = True) -> TaskRecord | None:
+        """Make a task's new state durable, and tell who waits for it. None (nothing changed) passes through.
+
+        `can_wait`: nobody is told of it yet and losing it in a crash loses nothing, so no commit is made for it alone.
+        Not `is_kept`: it need not survive a crash at all.
+        """
         if record is None:
             return None
-        self.journal.save_task(record)
+        if is_kept:
+            self.journal.save_task(record, can_wait=can_wait)
         self._answer_waiters(record)
+        if record.task_type is not TaskType.PING:  # thousands of them would push all else out of what is kept
+            self.feed.task(record)
         return record
 
-    def ended(self, record: TaskRecord | None, now: float, event: Finished | Failed | Stopped | None = None) -> None:
+    def ended(
+        self,
+        record: TaskRecord | None,
+        now: float,
+        event: Finished | Failed | Stopped | None = None,
+        spent: Spent = NOTHING,
+    ) -> None:
         """Write down a task that reached a final state. `event` is the worker's report, where there is one."""
         if self.changed(record) is None or record is None or not record.status.is_final:
             return
         self.journal.drop_checkpoint(record.task_id)
+        self._note_end(record)
         if record.status is TaskStatus.SKIPPED and record.priority == REFRESH_PRIORITY:
             return  # nobody asked, and there was nothing to do: not worth a line in the history
+        if record.status is TaskStatus.COMPLETED and record.task_type is TaskType.PING:
+            return  # nothing was done; one a minute would push what was out of the history within a week
         measured = event if isinstance(event, Finished) else None
         self.journal.add_execution(
             ExecutionRecord(
@@ -186,7 +236,10 @@ class Core:
                 started_at=record.started_at or now,
                 completed_at=now,
                 attempt=record.attempt,
+                worker=spent.worker,
+                wall_s=spent.wall_s,
                 cpu_s=event.cpu_s if event else 0.0,
+                budget=spent.budget,
                 result=record.result,
                 error_message=record.error_message,
                 metric=measured.metric if measured else None,
@@ -195,8 +248,21 @@ class Core:
             )
         )
 
+    def _note_end(self, record: TaskRecord) -> None:
+        """Say at its schedule why a task that came from it did nothing."""
+        if (schedule := self.schedules.get(record.schedule_id or "")) is None:
+            return
+        is_done = record.status is TaskStatus.COMPLETED
+        note = "" if is_done else f"{record.task_id} {record.status.value}: {record.error_message or 'nothing to do'}"
+        if note != schedule.note:
+            self.save_schedule(msgspec.structs.replace(schedule, note=note))
+
     def wait_for(self, waiter: Waiter) -> None:
-        self._waiters.append(waiter)
+        self._waiters.setdefault(waiter.task_id, []).append(waiter)
+        self._next_expiry_at = min(self._next_expiry_at, waiter.deadline_at)
+
+    def _all_waiters(self) -> list[Waiter]:
+        return [waiter for waiters in self._waiters.values() for waiter in waiters]
 
     def stop_running(self, record: TaskRecord, *, is_cancelled: bool) -> None:
         """Tell the worker that runs `record` to leave it at its next step."""
@@ -218,10 +284,14 @@ class Core:
         self.readings = self._monitor.sample(self._own_pids(), self._searches / elapsed_s)
         self._searches = 0
         self._sampled_at = now
-        hour = self._local_hour(now)
+        hour = self._local_hour(self.settings.zone, now)
         self._governor, self.decision = governor.step(self._governor, self.readings, self.settings.limits, hour)
         self.is_active_hours = governor.is_active_hours(self.settings.limits, hour)
-        is_busy = any(worker.task_id for worker in self.workers.values())
+        is_busy = False
+        for worker in self.workers.values():
+            if worker.task_id is not None:
+                is_busy = True
+                self._add_grant(worker, now)
         self._next_sample_at = now + (BUSY_PERIOD_S if is_busy or self.queue.has_pending else IDLE_PERIOD_S)
 
     def sample_if_stale(self, now: float) -> None:
@@ -257,20 +327,24 @@ class Core:
             case Published():
                 self.publish(event.results, now)
             case Finished():
-                self._free(worker, event.task_id)
+                spent = self._free(worker, event.task_id, now)
                 record = self.queue.complete(
                     event.task_id, event.attempt, event.result, now, is_skipped=event.is_skipped
                 )
-                self.problems.pop("vector store", None)
-                self.ended(record, now, event)
-                if record is not None and self._freshness.completed(record, now):
-                    self._refresh(now)
+                self.ended(record, now, event, spent)
+                if record is not None and record.task_type is not TaskType.PING:
+                    self.problems.pop("vector store", None)
+                    if not record.params.get("dry_run") and self._freshness.completed(record, now):
+                        self._refresh(now)
+            case Leaving():
+                worker.is_leaving = True
             case Failed():
-                self._free(worker, event.task_id)
-                self.ended(self._failed(event, now), now, event)
+                spent = self._free(worker, event.task_id, now)
+                self.ended(self._failed(event, now), now, event, spent)
             case Stopped():
-                self._free(worker, event.task_id)
-                self.ended(self.queue.stopped(event.task_id, event.attempt, event.is_cancelled, now), now, event)
+                spent = self._free(worker, event.task_id, now)
+                record = self.queue.stopped(event.task_id, event.attempt, event.is_cancelled, now)
+                self.ended(record, now, event, spent)
 
     def _progressed(self, worker: Worker, event: Progress, now: float) -> None:
         self.changed(self.queue.progress(event.task_id, event.attempt, event.progress, now))
@@ -299,33 +373,79 @@ class Core:
         schedule = self.schedules.get(record.schedule_id or "") if record else None
         return schedule is not None and schedule.metadata.get("origin") == "default"
 
-    def _free(self, worker: Worker, task_id: str) -> None:
-        if worker.task_id == task_id:
-            worker.task_id, worker.attempt = None, 0
+    def _free(self, worker: Worker, task_id: str, now: float) -> Spent:
+        """Take a task off a worker, which goes on with the next that it holds; return what the task was given."""
+        if worker.task_id != task_id:
+            worker.ahead.pop(task_id, None)
+            return NOTHING
+        spent = self._spent(worker, now)
+        worker.task_id, worker.attempt = None, 0
+        worker.tasks += 1
+        if worker.ahead:
+            following = next(iter(worker.ahead))
+            self._begin(worker, following, worker.ahead.pop(following), now)
+        return spent
+
+    @staticmethod
+    def _begin(worker: Worker, task_id: str, attempt: int, now: float) -> None:
+        worker.task_id, worker.attempt = task_id, attempt
+        worker.leased_at = worker.granted_at = now
+        worker.granted_s = 0.0
+
+    def _add_grant(self, worker: Worker, now: float) -> None:
+        """Add up what the worker was granted since the last time."""
+        worker.granted_s += max(now - worker.granted_at, 0.0) * self.duty_permille(worker.index) / 1000
+        worker.granted_at = now
+
+    def _spent(self, worker: Worker, now: float) -> Spent:
+        """Return what a worker's task was given so far."""
+        if worker.is_tiny:
+            return NOTHING
+        self._add_grant(worker, now)
+        wall_s = max(now - worker.leased_at, 0.0)
+        budget = worker.granted_s / wall_s if wall_s > 0 else self.duty_permille(worker.index) / 1000
+        return Spent(worker.index, wall_s, min(budget, 1.0))
 
     def worker_joined(self, index: int, role: Role, pid: int, configure: Configure) -> None:
         self.workers[index] = Worker(index, role, pid)
         self._actions.append(SendCommand(index, configure))
 
-    def worker_left(self, index: int, now: float) -> None:
-        """A worker's process ended: its task goes back to the queue, or to the dead letters if it kills workers."""
-        if self.workers.pop(index, None) is not None:
-            for record in self.queue.worker_died(index, now):
-                self.ended(record, now)
+    def worker_left(self, index: int, now: float, why: str = "") -> None:
+        """A worker's process ended: its task goes back to the queue, or to the dead letters if it kills workers.
+
+        `why` says in words how it ended.
+        """
+        if (worker := self.workers.get(index)) is not None:
+            spent = self._spent(worker, now) if worker.task_id else NOTHING
+            del self.workers[index]
+            # one that left when it was told to has begun nothing that it has not reported
+            begun = "" if worker.is_leaving else worker.task_id
+            for record in self.queue.worker_died(index, now, why=why, begun=begun):
+                self.ended(record, now, spent=spent if record.task_id == worker.task_id else NOTHING)
 
     def publish(self, results: Iterable[ComputedResult], now: float) -> None:
         for result in results:
             try:
                 if not self.keeper.put(result, now):
                     self._freshness.check(result.collection)  # it was overtaken by a change: it is computed again
+                else:
+                    self.feed.results(published=1)
                 self.problems.pop("result store", None)
             except ResultStoreError as error:
                 self.problems["result store"] = str(error)  # shown by status; what is stored stays served
 
-    def idle_worker(self) -> Worker | None:
-        return next(
-            (w for w in self.workers.values() if w.role is Role.TASKS and w.is_started and w.task_id is None), None
-        )
+    def _worker_for(self, *, is_tiny: bool) -> Worker | None:
+        """Return the worker to give a task to: an idle one, or for a tiny task one that holds the fewest of them."""
+        best: Worker | None = None
+        for worker in self.workers.values():
+            if worker.role is not Role.TASKS or not worker.is_started or worker.is_leaving:
+                continue
+            if worker.task_id is None:
+                return worker
+            has_room = is_tiny and worker.is_tiny and len(worker.ahead) < WINDOW
+            if has_room and (best is None or len(worker.ahead) < len(best.ahead)):
+                best = worker
+        return best
 
     def is_owner_ready(self) -> bool:
         """Say whether the vectors can be reached: a server always can be tried, an embedded store needs its owner."""
@@ -341,16 +461,43 @@ class Core:
             self.sample(now)
         if now >= self._next_check_at:
             self._check(now)
+        for late in self.queue.expire(now):
+            if not late.status.is_final:
+                self.stop_running(late, is_cancelled=False)
+            self.ended(late, now)
         if not self.is_draining:
             self._fire_schedules(now)
             self._dispatch(now)
         self._expire_waiters(now)
         if void := self.keeper.take_void():
             self.journal.void_results(void)
+            self.feed.results(voided=len(void))
         if now >= self._next_save_at:
             self.save(now)
+        self.tell(now)
+        self._actions += [SendReply(reply_to, reply) for reply_to, reply in self.feed.served(now)]
         actions, self._actions = self._actions, []
         return actions
+
+    def tell(self, now: float) -> None:
+        """Have what has happened numbered, for who follows the events."""
+        self.feed.turn(self._seen(), now)
+        if self.feed.wants_reasons(now):
+            held = self.conditions(now)
+            waits = ((record, waiting.wait_of(record, held)) for record in self.queue.open())
+            self.feed.reasons(((record, wait.why) for record, wait in waits if wait is not None), now)
+
+    def _seen(self) -> Seen:
+        return Seen(
+            schedules=self.schedules,
+            workers={worker.index: (worker.role.value, worker.pid) for worker in self.workers.values()},
+            problems=self.problems,
+            paused=self.queue.paused,
+            budget_permille=self.decision.budget_permille,
+            is_admitting=self.decision.is_admitting,
+            reason=self.decision.reason,
+            is_draining=self.is_draining,
+        )
 
     def save(self, now: float, *, is_last: bool = False) -> None:
         self.journal.save_queries(self.popularity.records(now))
@@ -358,8 +505,12 @@ class Core:
         self._next_save_at = now + SAVE_PERIOD_S
         if is_last or now >= self._next_snapshot_at:
             self._next_snapshot_at = now + SNAPSHOT_PERIOD_S
-            self._snapshot()
-            self.journal.snapshot_taken()
+            try:
+                self._snapshot()
+                self.journal.snapshot_taken()
+                self.problems.pop("saved results", None)
+            except ResultStoreError as error:
+                self.problems["saved results"] = str(error)  # the last copy stays, and what was voided since is known
 
     def next_deadline(self, now: float) -> float:
         """Return when the next tick has something to do (Unix seconds)."""
@@ -367,18 +518,62 @@ class Core:
             self._next_sample_at,
             self._next_save_at,
             self._next_check_at,
-            *(waiter.deadline_at for waiter in self._waiters),
+            self._next_expiry_at,
         ]
         if (backoff_end_at := self.queue.next_deadline(now)) is not None:
             deadlines.append(backoff_end_at)
-        deadlines += [s.next_run_at for s in self.schedules.values() if s.is_enabled]
+        if (next_run_at := self.next_schedule()) is not None:
+            deadlines.append(next_run_at)
+        if (tell_at := self.feed.next_deadline(now)) is not None:
+            deadlines.append(tell_at)
         return min(deadlines)
+
+    def next_schedule(self) -> float | None:
+        """Return when the next schedule is due; None where none is, or where none is started any more."""
+        if self.is_draining:
+            return None
+        return min((s.next_run_at for s in self.schedules.values() if s.is_enabled), default=None)
+
+    def time_moved(self, moved: Moved, now: float) -> None:
+        """Go on after the clock was set or the machine was suspended: runs that were missed meanwhile are caught up on
+        as after a downtime, waits end when they would have ended.
+        """
+        self._catch_up(now)
+        for schedule in scheduler.reset(self.schedules.values(), now, self.settings.zone):
+            self.save_schedule(schedule)
+        for record in self.queue.time_moved(moved.set_s, moved.suspended_s, now):
+            self.changed(record)
+        for waiter in self._all_waiters():  # a client waits by a clock that neither is set nor runs during a suspend
+            waiter.deadline_at += moved.set_s + moved.suspended_s
+        self._next_expiry_at = min((waiter.deadline_at for waiter in self._all_waiters()), default=math.inf)
+        self.feed.time_moved(moved.set_s + moved.suspended_s)
+        self.started_at += moved.set_s
+        self._next_check_at += moved.set_s
+        self._next_save_at += moved.set_s
+        self._next_snapshot_at += moved.set_s
+        self._next_sample_at = now
+
+    def reconfigure(self, settings: CoreSettings, policy: QueuePolicy, cache: CachePolicy, now: float) -> None:
+        """Take what may change while the service runs. What the next check would find is looked for at once."""
+        has_moved = settings.zone.key != self.settings.zone.key
+        self.settings, self.keeper.policy = settings, cache
+        self.queue.set_policy(policy)
+        self._freshness.collections = settings.collections
+        if has_moved:
+            for schedule in list(self.schedules.values()):
+                if schedule.next_run_at > now:  # one that is due has its turn first
+                    next_run_at = scheduler.next_run(schedule.frequency, now, settings.zone)
+                    self.save_schedule(msgspec.structs.replace(schedule, next_run_at=next_run_at))
+        self.sample(now)
+        self._check(now)
 
     def _fire_schedules(self, now: float) -> None:
         for schedule in scheduler.due(self.schedules.values(), now):
             self.last_check_at = now
-            if self.journal.fire_once(schedule.task_id, schedule.next_run_at):
-                record, _ = self.queue.submit(
+            if not self.journal.fire_once(schedule.task_id, schedule.next_run_at):
+                self.save_schedule(scheduler.skip(schedule, now, self.settings.zone, scheduler.HAS_RUN))
+            else:
+                record, is_new = self.queue.submit(
                     schedule.task_type,
                     schedule.collection,
                     params_of_schedule(schedule.task_type, schedule.metadata),
@@ -387,16 +582,29 @@ class Core:
                     salt=self.salt(),
                 )
                 self.changed(record)
-            self.save_schedule(scheduler.advance(schedule, now, self.settings.zone, has_run=True))
+                note = "" if is_new else f"its task of an earlier run still waits: {record.task_id}"
+                advanced = scheduler.advance(schedule, now, self.settings.zone, has_run=True)
+                self.save_schedule(msgspec.structs.replace(advanced, note=note))
 
     def _dispatch(self, now: float) -> None:
-        while (worker := self.idle_worker()) is not None and self.is_owner_ready():
-            record = self.queue.next_ready(now, is_admitting=self.decision.is_admitting)
+        if not self.queue.has_pending:
+            return
+        is_admitting, is_store_ready = self.decision.is_admitting, self.is_owner_ready()
+        while True:
+            record = self.queue.next_ready(now, is_admitting=is_admitting, is_store_ready=is_store_ready)
             if record is None:
                 return
+            is_tiny = record.task_type is TaskType.PING and "hold_s" not in record.params
+            worker = self._worker_for(is_tiny=is_tiny)
+            if worker is None:
+                return
             leased = self.queue.lease(record.task_id, worker.index, now)
-            self.changed(leased)
-            worker.task_id, worker.attempt = leased.task_id, leased.attempt
+            self.changed(leased, is_kept=record.task_type is not TaskType.PING)  # docs/design.md, "Durability"
+            if worker.task_id is None:
+                self._begin(worker, leased.task_id, leased.attempt, now)
+                worker.is_tiny = is_tiny
+            else:
+                worker.ahead[leased.task_id] = leased.attempt
             self.last_check_at = now
             self._actions.append(
                 SendCommand(
@@ -415,6 +623,9 @@ class Core:
             )
 
     def _queries_for(self, record: TaskRecord, now: float) -> tuple[QueryJob, ...]:
+        if record.task_type is TaskType.PING:
+            return ()
+
         def popular(limit: int, min_frequency: int) -> list[QueryRecord]:
             return self.popularity.popular(now, record.collection, limit, min_frequency)
 
@@ -431,34 +642,80 @@ class Core:
         )
 
     def why_waiting(self, record: TaskRecord, now: float) -> str:
-        """Say in words why a pending task is not running."""
-        if not self.is_owner_ready() and self.settings.worker.store.is_embedded:
-            return "the store owner is starting: it loads the embedding model"
-        return self.queue.waits_for(
-            record.task_id,
-            now,
+        """Say in words why a pending task is not running; "" for one that is not pending."""
+        wait = waiting.wait_of(record, self.conditions(now))
+        return wait.why if wait is not None else ""
+
+    def conditions(self, now: float) -> waiting.Conditions:
+        """Return what every pending task's wait is explained from."""
+        tasks = [worker for worker in self.workers.values() if worker.role is Role.TASKS and worker.is_started]
+        limits, zone, readings = self.settings.limits, self.settings.zone, self.readings
+
+        def admits_from() -> float | None:
+            if self.decision.is_memory_tight:
+                return None
+            return governor.admits_from(readings, limits, now, lambda at: self._local_hour(zone, at))
+
+        return waiting.Conditions(
+            now=now,
+            zone=zone,
+            max_attempts=self.queue.policy.max_attempts,
+            paused=self.queue.paused,
+            running=tuple(self.queue.running()),
+            idle_workers=sum(worker.task_id is None for worker in tasks),
+            started_workers=len(tasks),
+            workers_problem=self.problems.get("workers", ""),
+            store_problem=self.problems.get("vector store", ""),
+            is_draining=self.is_draining,
+            is_owner_ready=self.is_owner_ready(),
             is_admitting=self.decision.is_admitting,
-            admission_reason=self.decision.reason,
-            idle_workers=int(self.idle_worker() is not None),
+            reason=self.decision.reason,
+            admits_from=functools.cache(admits_from),
         )
 
     def _answer_waiters(self, record: TaskRecord) -> None:
-        served = [w for w in self._waiters if w.task_id == record.task_id and record.version > w.seen]
-        for waiter in served:
-            self._waiters.remove(waiter)
-            self._actions.append(SendReply(waiter.reply_to, TaskReply(rid=waiter.rid, task=record)))
+        waiters = self._waiters.pop(record.task_id, None)
+        if waiters is None:
+            return
+        is_final, left = record.status.is_final, []
+        for waiter in waiters:
+            if record.version > waiter.seen and (is_final or not waiter.until_ended):
+                self._actions.append(SendReply(waiter.reply_to, TaskReply(rid=waiter.rid, task=record)))
+            else:
+                left.append(waiter)
+        if left:
+            self._waiters[record.task_id] = left
 
     def _expire_waiters(self, now: float) -> None:
-        for waiter in [w for w in self._waiters if w.deadline_at <= now]:
-            self._waiters.remove(waiter)
+        if now < self._next_expiry_at:
+            return
+        late = [waiter for waiter in self._all_waiters() if waiter.deadline_at <= now]
+        self._next_expiry_at = min(
+            (w.deadline_at for w in self._all_waiters() if w.deadline_at > now), default=math.inf
+        )
+        for waiter in late:
+            self._waiters[waiter.task_id].remove(waiter)
+            if not self._waiters[waiter.task_id]:
+                del self._waiters[waiter.task_id]
             if (record := self.find_task(waiter.task_id)) is not None:
                 shown = self.with_reason(record, now)
                 self._actions.append(SendReply(waiter.reply_to, TaskReply(rid=waiter.rid, task=shown)))
+
+    def tasks(self, limit: int, status: TaskStatus | None) -> list[TaskRecord]:
+        """Return tasks, newest first. The queue knows the open ones better than the journal: see `changed`."""
+        if status is None or status.is_final:
+            return [self.queue.get(record.task_id) or record for record in self.journal.tasks(limit, status)]
+        found = [task for task in self.queue.open() if task.status is status]
+        return sorted(found, key=lambda task: (task.created_at, task.task_id), reverse=True)[:limit]
 
     def find_task(self, task_id: str) -> TaskRecord | None:
         return self.queue.get(task_id) or self.journal.task(task_id)
 
     def with_reason(self, record: TaskRecord, now: float) -> TaskRecord:
-        if record.status is not TaskStatus.PENDING:
-            return record
-        return msgspec.structs.replace(record, waits_for=self.why_waiting(record, now))
+        return self.with_reasons([record], now)[0]
+
+    def with_reasons(self, records: Iterable[TaskRecord], now: float) -> tuple[TaskRecord, ...]:
+        """Return the records, those of pending tasks with the reason for their wait."""
+        held = self.conditions(now)
+        waits = [(record, waiting.wait_of(record, held)) for record in records]
+        return tuple(msgspec.structs.replace(record, waits_for=wait.why) if wait else record for record, wait in waits)

@@ -23,7 +23,7 @@ class Freshness:
     """Times are Unix seconds. `collections` are the scheduled ones."""
 
     def __init__(self, keeper: ResultKeeper, popularity: Popularity, collections: Sequence[str]) -> None:
-        self._keeper, self._popularity, self._collections = keeper, popularity, collections
+        self._keeper, self._popularity, self.collections = keeper, popularity, collections
         self._written: dict[str, int] = {}  # collection -> points written since its last re-index
         self._unchecked: set[str] = set()
         self.check_all()  # what changed while the service was down, or just before it was killed, is not known
@@ -81,4 +81,4 @@ class Freshness:
     def active(self, now: float) -> frozenset[str]:
         """Return the scheduled collections that are searched or written the most."""
         searched = self._popularity.by_collection(now)
-        return busiest({n: searched.get(n, 0.0) + self._written.get(n, 0) for n in self._collections})
+        return busiest({n: searched.get(n, 0.0) + self._written.get(n, 0) for n in self.collections})

@@ -6,6 +6,7 @@ budget = limit(hour) - others' use. Own use is told apart, else the service woul
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 RISE_PER_S = 250  # permille a second: from nothing to 70 % in under 3 s; falls are at once
@@ -14,6 +15,7 @@ MAX_QUERY_ROOM_PERMILLE = 200
 PSI_CALM_PERMILLE = 200  # "some" above this: tasks wait for a CPU a fifth of the time
 ADMIT_PERMILLE = 50  # below a twentieth of the machine a new task is not worth its start
 MEMORY_HYSTERESIS_PERMILLE = 30
+LOOK_AHEAD_STEP_S = 300  # when the limit will have risen is said to five minutes
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,18 @@ def step(state: GovernorState, readings: Readings, limits: Limits, hour: float) 
         )
     is_admitting = budget >= ADMIT_PERMILLE and not is_tight
     return GovernorState(budget, readings.at_s, is_tight), Decision(budget, is_admitting, is_tight, reason)
+
+
+def admits_from(readings: Readings, limits: Limits, now: float, hour_at: Callable[[float], float]) -> float | None:
+    """Return from when on (Unix seconds) the limit admits a task if others go on using what they use now.
+
+    None where no hour of the day does, and where it is not a question of the hour: memory is short, a reading failed.
+    """
+    if not readings.is_plausible or readings.memory_used_permille > limits.memory_permille:
+        return None
+    times = (now + step_s for step_s in range(0, 86400 + LOOK_AHEAD_STEP_S, LOOK_AHEAD_STEP_S))
+    admitting = (at for at in times if _target(readings, cpu_limit_permille(limits, hour_at(at)))[0] >= ADMIT_PERMILLE)
+    return next(admitting, None)
 
 
 def _target(readings: Readings, limit: int) -> tuple[int, int]:

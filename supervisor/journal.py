@@ -1,13 +1,15 @@
 """Owns what survives a crash: tasks, checkpoints, schedules, executions, query analytics, judgments. One SQLite file.
 
 Writes go into one open transaction; `commit` at the end of a loop turn makes them durable together (group commit),
-and only then is anything acknowledged. The supervisor is the only writer.
+and only then is anything acknowledged. Of a task that changes several times before a commit the last state alone is
+written. The supervisor is the only writer.
 """
 
 from __future__ import annotations
 
 import logging
 import sqlite3
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,13 +17,15 @@ from typing import Any, TypeVar
 import msgspec
 
 from ..ipc.errors import ConfigError
-from ..ipc.records import ExecutionRecord, QueryRecord, ScheduleRecord, TaskRecord, TaskStatus
+from ..ipc.records import ExecutionRecord, QueryRecord, ScheduleRecord, TaskRecord, TaskStatus, TaskType
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KEPT_EXECUTIONS = 10_000
 KEPT_TASKS_S = 30 * 86400.0  # ended tasks; their executions are kept by number
+KEPT_PINGS_S = 3600.0  # ended pings: nobody asks for one later
+STATEMENTS = 64  # prepared ones that SQLite keeps: all of ours
 KEPT_INSTANTS_S = 30 * 86400.0  # longer than any catch-up looks back
 # SQLITE_ERROR: our own statements fail on a file only where its header or its schema was overwritten
 DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
@@ -33,7 +37,9 @@ create index task_by_status on task (status);
 create table checkpoint (task_id text primary key, attempt integer not null, state blob not null);
 create table schedule (id text primary key, record blob not null);
 create table fired (schedule_id text not null, instant_at real not null, primary key (schedule_id, instant_at));
-create table execution (n integer primary key autoincrement, is_measured integer not null, record blob not null);
+create table execution (
+  n integer primary key autoincrement, is_measured integer not null, record blob not null,
+  task_type text not null default '', collection text not null default '', status text not null default '');
 create table total (name text primary key, value real not null);
 create table query (hash text primary key, record blob not null);
 create table judgment (
@@ -47,7 +53,7 @@ create table void_result (hash text primary key);
 
 T = TypeVar("T")
 
-_encode = msgspec.msgpack.encode
+_encode = msgspec.msgpack.Encoder().encode
 
 
 class Journal:
@@ -60,6 +66,9 @@ class Journal:
 
     def __init__(self, path: Path | None) -> None:
         self.rebuilt_because: str | None = None
+        self._tasks: dict[str, TaskRecord] = {}  # to be written, the latest state of each
+        self._executions: list[ExecutionRecord] = []  # to be written
+        self._has_due = False  # of what is to be written, something has to be at the next commit
         try:
             self._db = self._open(path)
         except sqlite3.DatabaseError as error:
@@ -71,10 +80,13 @@ class Journal:
             self.rebuilt_because = f"{path} was damaged ({error}); it is kept as {aside.name} and a new one was begun"
             log.error("%s", self.rebuilt_because)
             self._db = self._open(path)
+        self._with_checkpoint = {task_id for (task_id,) in self._db.execute("select task_id from checkpoint")}
 
     def _open(self, path: Path | None) -> sqlite3.Connection:
         # check_same_thread: the inline lane calls from several threads, one at a time under its lock
-        db = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False)
+        db = sqlite3.connect(
+            path or ":memory:", isolation_level=None, check_same_thread=False, cached_statements=STATEMENTS
+        )
         try:
             db.execute("pragma journal_mode = wal")
             db.execute("pragma synchronous = full")
@@ -83,6 +95,8 @@ class Journal:
                 raise ConfigError(f"{path} is of version {version}, this program knows {SCHEMA_VERSION}: update it")
             if version == 0:
                 db.executescript(f"begin; {SCHEMA} pragma user_version = {SCHEMA_VERSION}; commit;")
+            if version == 1:
+                _add_columns(db)
             # not quick_check: it passes an index that disagrees with its table, which fails at the first read
             (verdict,) = db.execute("pragma integrity_check(1)").fetchone()
             if verdict != "ok":
@@ -98,28 +112,49 @@ class Journal:
         return self._db.execute(sql, tuple(values))
 
     def commit(self) -> None:
-        """Make every write since the last commit durable."""
-        if self._db.in_transaction:
+        """Make every write since the last commit durable, but for those that can wait where there are no others."""
+        if self._has_due or self._db.in_transaction:
+            self._flush()
             self._db.execute("commit")
 
+    def _flush(self) -> None:
+        """Write what was put off, into the open transaction."""
+        if not self._tasks and not self._executions:
+            self._has_due = False
+            return
+        if not self._db.in_transaction:
+            self._db.execute("begin immediate")
+        self._db.executemany(
+            "insert into task values (?, ?, ?, ?)"
+            " on conflict (id) do update set status = excluded.status, record = excluded.record",
+            [(task_id, task.status.value, task.created_at, _encode(task)) for task_id, task in self._tasks.items()],
+        )
+        self._tasks = {}  # only now: what a full disk has refused is still to be written
+        if self._executions:
+            self._write_executions(self._executions)
+            self._executions = []
+        self._has_due = False
+
     def close(self) -> None:
+        self._has_due = self._has_due or bool(self._tasks)
         self.commit()
         self._db.close()
 
     # --- tasks --------------------------------------------------------------------------------------------------------
 
-    def save_task(self, record: TaskRecord) -> None:
-        self._write(
-            "insert into task values (?, ?, ?, ?)"
-            " on conflict (id) do update set status = excluded.status, record = excluded.record",
-            (record.task_id, record.status.value, record.created_at, _encode(record)),
-        )
+    def save_task(self, record: TaskRecord, *, can_wait: bool = False) -> None:
+        """Write a task's state with the next commit. `can_wait`: with the next that is made for something else."""
+        self._tasks[record.task_id] = record
+        self._has_due = self._has_due or not can_wait
 
     def task(self, task_id: str) -> TaskRecord | None:
+        if (unwritten := self._tasks.get(task_id)) is not None:
+            return unwritten
         return next(self._rows(TaskRecord, "select record from task where id = ?", task_id), None)
 
     def tasks(self, limit: int = 50, status: TaskStatus | None = None) -> list[TaskRecord]:
         """Return tasks, newest first."""
+        self._flush()
         where = "where status = ?" if status else ""
         values = (status.value, limit) if status else (limit,)
         sql = f"select record from task {where} order by created_at desc, id desc limit ?"
@@ -127,18 +162,24 @@ class Journal:
 
     def open_tasks(self) -> list[TaskRecord]:
         """Return the tasks that have not ended, oldest first."""
+        self._flush()
         sql = "select record from task where status in ('pending', 'running') order by created_at, id"
         return list(self._rows(TaskRecord, sql))
 
     def save_checkpoint(self, task_id: str, attempt: int, state: dict[str, Any]) -> None:
         self._write("insert or replace into checkpoint values (?, ?, ?)", (task_id, attempt, _encode(state)))
+        self._with_checkpoint.add(task_id)
 
     def checkpoint(self, task_id: str) -> dict[str, Any] | None:
         """Return the last checkpoint of a task; None without one: the task begins anew."""
+        if task_id not in self._with_checkpoint:
+            return None
         return next(self._rows(dict[str, Any], "select state from checkpoint where task_id = ?", task_id), None)
 
     def drop_checkpoint(self, task_id: str) -> None:
-        self._write("delete from checkpoint where task_id = ?", (task_id,))
+        if task_id in self._with_checkpoint:
+            self._with_checkpoint.remove(task_id)
+            self._write("delete from checkpoint where task_id = ?", (task_id,))
 
     # --- schedules ----------------------------------------------------------------------------------------------------
 
@@ -167,25 +208,50 @@ class Journal:
 
     def add_execution(self, record: ExecutionRecord) -> None:
         """Add an execution; the newest 10,000 are kept, the totals are over all there ever were."""
-        measured = record.before_score is not None and record.after_score is not None
-        cursor = self._write("insert into execution values (null, ?, ?)", (int(measured), _encode(record)))
-        self._write("delete from execution where n <= ?", ((cursor.lastrowid or 0) - KEPT_EXECUTIONS,))
-        counts = {"total": 1.0, record.status.value: 1.0}
-        if record.before_score is not None and record.after_score is not None:
-            counts |= {"improvement_sum": record.after_score - record.before_score, "improvement_count": 1.0}
-        for name, value in counts.items():
-            self._write(
-                "insert into total values (?, ?) on conflict (name) do update set value = value + excluded.value",
-                (name, value),
-            )
+        self._executions.append(record)
+        self._has_due = True
 
-    def executions(self, limit: int = 20, *, only_measured: bool = False) -> list[ExecutionRecord]:
-        """Return executions, newest first."""
-        sql = "select record from execution where is_measured >= ? order by n desc limit ?"
-        return list(self._rows(ExecutionRecord, sql, int(only_measured), limit))
+    def _write_executions(self, records: list[ExecutionRecord]) -> None:
+        counts: defaultdict[str, float] = defaultdict(float)
+        rows = []
+        for record in records:
+            counts["total"] += 1
+            counts[record.status.value] += 1
+            is_measured = record.before_score is not None and record.after_score is not None
+            if record.before_score is not None and record.after_score is not None:
+                counts["improvement_count"] += 1
+                counts["improvement_sum"] += record.after_score - record.before_score
+            row = int(is_measured), _encode(record), record.task_type.value, record.collection, record.status.value
+            rows.append(row)
+        self._db.executemany(
+            "insert into execution (is_measured, record, task_type, collection, status) values (?, ?, ?, ?, ?)", rows
+        )
+        self._db.execute("delete from execution where n <= (select max(n) from execution) - ?", (KEPT_EXECUTIONS,))
+        self._db.executemany(
+            "insert into total values (?, ?) on conflict (name) do update set value = value + excluded.value",
+            list(counts.items()),
+        )
+
+    def executions(
+        self,
+        limit: int = 20,
+        *,
+        only_measured: bool = False,
+        task_type: TaskType | None = None,
+        collection: str | None = None,
+        status: TaskStatus | None = None,
+    ) -> list[ExecutionRecord]:
+        """Return executions, newest first; given a type, collection or status, of that alone."""
+        self._flush()
+        wanted = {"task_type": task_type, "collection": collection, "status": status}
+        given = {column: str(value) for column, value in wanted.items() if value is not None}
+        where = " and ".join(["is_measured >= ?", *(f"{column} = ?" for column in given)])
+        sql = f"select record from execution where {where} order by n desc limit ?"
+        return list(self._rows(ExecutionRecord, sql, int(only_measured), *given.values(), limit))
 
     def execution_totals(self) -> dict[str, Any]:
         """Return counts by status, their total, and the sum and number of measured improvements."""
+        self._flush()
         names = ("total", "completed", "failed", "skipped", "cancelled", "improvement_count")
         found = dict(self._db.execute("select name, value from total"))
         counts: dict[str, Any] = {name: int(found.get(name, 0)) for name in names}
@@ -235,8 +301,14 @@ class Journal:
 
     def prune(self, now: float) -> None:
         """Forget ended tasks and fired instants that nobody can ask for any more."""
+        self._flush()
         self._write(
             "delete from task where created_at < ? and status not in ('pending', 'running')", (now - KEPT_TASKS_S,)
+        )
+        self._write(
+            "delete from task where id >= 'ping_' and id < 'ping`' and created_at < ?"
+            " and status not in ('pending', 'running')",
+            (now - KEPT_PINGS_S,),
         )
         self._write("delete from fired where instant_at < ?", (now - KEPT_INSTANTS_S,))
 
@@ -248,6 +320,22 @@ class Journal:
                 # SQLite has no checksums: one flipped bit must not keep the service from starting with all the rest
                 self.rebuilt_because = f"a damaged {kind.__name__} was left out ({error})"
                 log.error("journal: %s", self.rebuilt_because)
+
+
+def _add_columns(db: sqlite3.Connection) -> None:
+    """Bring a file of version 1 to 2: what executions are asked for by stands beside their record."""
+    db.execute("begin immediate")
+    for column in ("task_type", "collection", "status"):
+        db.execute(f"alter table execution add column {column} text not null default ''")
+    for n, blob in db.execute("select n, record from execution").fetchall():
+        try:
+            one = msgspec.msgpack.decode(blob, type=ExecutionRecord)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            continue  # damaged: left out whenever it is read
+        values = (one.task_type.value, one.collection, one.status.value, n)
+        db.execute("update execution set task_type = ?, collection = ?, status = ? where n = ?", values)
+    db.execute(f"pragma user_version = {SCHEMA_VERSION}")
+    db.execute("commit")
 
 
 def _move_aside(path: Path) -> Path:

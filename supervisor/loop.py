@@ -11,26 +11,36 @@ import logging
 import signal
 import socket as sockets_of_os
 import time
+from contextlib import suppress
 
 import zmq
 
 from ..ipc import wire
 from ..ipc.board import Board
-from ..ipc.commands import Configure, Drain, Event, Ready, Role
-from ..ipc.errors import ProtocolError
+from ..ipc.commands import Configure, Drain, Event, Failed, Finished, Progress, Ready, Role, Started, Stopped
+from ..ipc.errors import ConfigError, ProtocolError
 from ..ipc.messages import Failure, Reply
 from ..ipc.paths import RuntimePaths
-from ..ipc.sockets import CLIENT_HIGH_WATER, HIGH_WATER, bind_router
+from ..ipc.sockets import CLIENT_HIGH_WATER, CLIENT_UNREAD, HIGH_WATER, bind_router, receive, send
+from .admittance import MIN_OPEN_FILES, Admittance, raise_file_limit, shut_at
+from .clock import ClockWatch, WallTimer
 from .core import Core
+from .lookout import Lookout
+from .notify import Notifier
 from .pool import Pool, Process
+from .reload import Reloader
 from .requests import Requests
 from .state import Action, SendCommand, SendReply
+from .status import in_a_line
 
 log = logging.getLogger(__name__)
 
 MAX_WORKER_BYTES = 64 * 1024 * 1024  # a step of precomputed results is the largest message
-MAX_TURN = 64  # requests taken in one turn: workers' events are never more than this far behind
+MAX_TURN = 256  # requests taken in one turn: workers' events are never more than this far behind
 MAX_WAIT_S = 5.0
+PROOFS = Started, Progress, Finished, Failed, Stopped  # a worker that reports one of these has started well
+ZONE_PERIOD_S = 60.0  # between looks at the machine's time zone, which tells nobody when it changes
+TELL_PERIOD_S = 10.0  # between words for systemd, or half of its WatchdogSec where that is less
 
 
 class WakeUp:
@@ -63,31 +73,63 @@ class Supervisor:
         pool: Pool,
         poller: zmq.Poller,
         grace_s: float,
+        reloader: Reloader,
+        notifier: Notifier,
     ) -> None:
+        self._reloader, self._notifier = reloader, notifier
+        self._timer, self._watch = WallTimer(), ClockWatch()
+        self._look_at_zone_at = self._tell_at = 0.0  # monotonic
         self._core, self._requests, self._runtime, self._grace_s = core, requests, runtime, grace_s
         self._pool, self._poller = pool, poller
         self._wake_up = WakeUp()
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._admittance = Admittance(self._context, reloader.running.allowed_uids())
         self._clients = bind_router(
-            self._context, runtime.clients, max_bytes=wire.MAX_CLIENT_BYTES, high_water=CLIENT_HIGH_WATER
+            self._context,
+            runtime.clients,
+            max_bytes=wire.MAX_CLIENT_BYTES,
+            high_water=CLIENT_HIGH_WATER,
+            unread=CLIENT_UNREAD,
+            domain="clients",
         )
-        self._workers = bind_router(self._context, runtime.workers, max_bytes=MAX_WORKER_BYTES, high_water=HIGH_WATER)
-        for readable in (self._clients, self._workers, self._wake_up.reader):
+        self._workers = bind_router(
+            self._context, runtime.workers, max_bytes=MAX_WORKER_BYTES, high_water=HIGH_WATER, domain="workers"
+        )
+        self._watch_connections()
+        for readable in (self._clients, self._workers, self._wake_up.reader, self._timer.fd, self._admittance.wake_fd):
             self._poller.register(readable, zmq.POLLIN)
         self._board = Board.create(runtime.board, self._pool.rows)
+        self._lookout = Lookout(pool, self._board, lambda: (reloader.running.hang_limits(), reloader.running.wear()))
         self._drain_until: float | None = None
+
+    def _watch_connections(self) -> None:
+        limit = raise_file_limit()
+        if limit < MIN_OPEN_FILES:
+            self._core.problems["open files"] = (
+                f"the limit is {limit}: a flood of connections may end the service; raise it to {MIN_OPEN_FILES} or more"
+                " (LimitNOFILE= of the unit, or ulimit -n)"
+            )
+        admittance, runtime = self._admittance, self._runtime
+        admittance.guard("clients' socket", self._clients, runtime.clients, shut_at(limit))
+        admittance.guard("workers' socket", self._workers, runtime.workers, shut_at(limit, is_for_workers=True))
+        admittance.start()
 
     def run(self) -> None:
         """Serve until told to stop. Journal and result store are left consistent whatever ends it."""
         try:
+            self._notifier.ready(in_a_line(self._core))
             while not self._is_done(time.time()):
+                self._timer.arm(self._core.next_schedule())
                 ready = dict(self._poller.poll(self._timeout_ms(time.time())))
                 now = time.time()
+                self._look_at_clock(ready, now)
                 replies = self._collect(ready, now)
                 actions = self._core.tick(now)
                 self._pool_turn(now)
+                self._doors_turn()
                 self._core.journal.commit()
                 self._send(replies, actions)
+                self._tell()
         finally:
             self._close()
 
@@ -99,8 +141,27 @@ class Supervisor:
             deadlines.append(start_at)
         if self._drain_until is not None:
             deadlines.append(self._drain_until)
+        if self._notifier.watchdog_s is not None:
+            deadlines.append(now + max(self._tell_at - time.monotonic(), 0.0))
+        if (look_at := self._admittance.next_deadline()) is not None:
+            deadlines.append(now + max(look_at - time.monotonic(), 0.0))
         # rounded up: a wait that ends 0.4 ms early would spin through turns with nothing to do
         return max(int((min(deadlines) - now) * 1000) + 1, 0)
+
+    def _look_at_clock(self, ready: dict[object, int], now: float) -> None:
+        """Notice a clock that was set, a suspend, another zone. Back-offs and deadlines go by the time that passed."""
+        if self._timer.fd in ready:
+            self._timer.was_set()  # how far is the watch's to say; an expired timer only had to wake the loop
+        moved = self._watch.moved()
+        if moved is not None:
+            log.warning("the clock was set by %+.0f s, suspended for %.0f s", moved.set_s, moved.suspended_s)
+            self._core.time_moved(moved, now)
+            self._pool.clock_set(moved.set_s)
+            if self._drain_until is not None:
+                self._drain_until += moved.set_s + moved.suspended_s
+        if moved is not None or time.monotonic() >= self._look_at_zone_at:
+            self._look_at_zone_at = time.monotonic() + ZONE_PERIOD_S
+            self._reloader.look_at_zone(now)
 
     def _collect(self, ready: dict[object, int], now: float) -> list[SendReply]:
         if self._wake_up.reader.fileno() in ready or self._wake_up.reader in ready:
@@ -108,15 +169,18 @@ class Supervisor:
             if taken & {signal.SIGTERM, signal.SIGINT}:
                 self._start_drain(now)
             if signal.SIGHUP in taken:
-                log.info("SIGHUP: the configuration is read at start only; restart to apply a change")
-        while (frames := _receive(self._workers)) is not None:
+                with suppress(ConfigError):  # logged, and a problem in the status
+                    self._reloader.reload(now)
+        self._pool.hear(ready.keys(), now)
+        # only what is readable: to find nothing is an exception of pyzmq, which costs as much as some messages
+        while self._workers in ready and (frames := receive(self._workers)) is not None:
             self._on_worker(frames, now)
         for pidfd in self._pool.pidfds() & ready.keys():
             if (process := self._pool.reap(pidfd, now)) is not None:
-                self._core.worker_left(process.index, now)
+                self._core.worker_left(process.index, now, process.ended)
         replies: list[SendReply] = []
-        for _ in range(MAX_TURN):
-            frames = _receive(self._clients)
+        for _ in range(MAX_TURN if self._clients in ready else 0):
+            frames = receive(self._clients)
             if frames is None:
                 break
             if (reply := self._on_client(frames, now)) is not None:
@@ -137,20 +201,22 @@ class Supervisor:
         return reply
 
     def _on_worker(self, frames: list[bytes], now: float) -> None:
-        process = self._pool.by_identity(frames[0])
+        process = self._pool.by_identity(frames[0], now)
         if process is None:
             return  # its process ended: whatever it reports is of a lease that was taken back
-        event: Event = wire.events.decode(frames[-1])
-        if isinstance(event, Ready):
-            self._configure(process)
-        self._core.on_event(process.index, event, now)
+        for frame in frames[1:]:
+            event: Event = wire.events.decode(frame)
+            if isinstance(event, Ready):
+                self._configure(process)
+            process.is_proven = process.is_proven or isinstance(event, PROOFS)
+            self._core.on_event(process.index, event, now)
 
     def _configure(self, process: Process) -> None:
         self._board.clear(process.index)
         self._core.worker_joined(
             process.index,
             process.role,
-            process.popen.pid,
+            process.pid,
             Configure(
                 settings=self._core.settings.worker,
                 board_path=str(self._runtime.board),
@@ -167,23 +233,48 @@ class Supervisor:
             self._pool.start_due(now)
         for index in self._core.workers:
             self._board.set_duty(index, self._core.duty_permille(index))
-        degraded = self._pool.degraded()
-        if degraded:
-            names = ", ".join(map(str, degraded))
-            self._core.problems["workers"] = f"worker {names} keeps dying at start; see the service's log"
+        for index in self._lookout.look(self._core.workers, now, time.monotonic()):
+            self._replace(self._pool.processes[index])
+        self._core.fork_server = self._pool.server_pid
+        if problem := self._pool.problem():
+            self._core.problems["workers"] = problem
         else:
             self._core.problems.pop("workers", None)
 
+    def _doors_turn(self) -> None:
+        for about, what in self._admittance.turn(time.monotonic()).items():
+            if what:
+                self._core.problems[about] = what
+            else:
+                self._core.problems.pop(about, None)
+        self._core.refused_connections = self._admittance.refused.count
+
+    def _replace(self, process: Process) -> None:
+        """Have an idle worker leave, and a new one take its place."""
+        log.info("worker %d (pid %d) has grown or served its time, and is replaced", process.index, process.pid)
+        process.is_leaving = self._core.workers[process.index].is_leaving = True
+        _send_if_there(self._workers, [process.identity, wire.encode(Drain())])
+
     def _send(self, replies: list[SendReply], actions: list[Action]) -> None:
+        commands: dict[int, list[bytes]] = {}  # by worker: what one gets in a turn is one message
         for action in [*replies, *actions]:
             match action:
                 case SendReply():
-                    frames = [action.reply_to, wire.encode(action.reply)]
-                    _send_if_there(self._clients, frames)
+                    assert isinstance(action.reply_to, bytes)
+                    _send_if_there(self._clients, [action.reply_to, wire.encode(action.reply)])
                 case SendCommand():
-                    # a command for a worker that just died is dropped: its death requeues the task
-                    if (process := self._pool.processes.get(action.worker)) is not None:
-                        _send_if_there(self._workers, [process.identity, wire.encode(action.command)])
+                    commands.setdefault(action.worker, []).append(wire.encode(action.command))
+        for worker, frames in commands.items():
+            # a command for a worker that just died is dropped: its death requeues the task
+            if (process := self._pool.processes.get(worker)) is not None:
+                _send_if_there(self._workers, [process.identity, *frames])
+
+    def _tell(self) -> None:
+        """Tell systemd that a turn was finished; never from anywhere else, so that a loop that hangs is noticed."""
+        if not self._notifier.is_heard or time.monotonic() < self._tell_at:
+            return
+        self._tell_at = time.monotonic() + min(self._notifier.watchdog_s or TELL_PERIOD_S, TELL_PERIOD_S)
+        self._notifier.alive(in_a_line(self._core))
 
     def _start_drain(self, now: float) -> None:
         if self._drain_until is not None:
@@ -191,9 +282,14 @@ class Supervisor:
         log.info("draining: running tasks leave at their next step, within %.0f s", self._grace_s)
         self._drain_until = now + self._grace_s
         self._core.is_draining = True
+        self._notifier.stopping("draining: running tasks leave at their next step")
+        self._pool.close_server(now)
         for process in self._pool.processes.values():
-            if process.role is Role.TASKS:
+            process.is_leaving = True
+            if process.role is Role.TASKS and process.index in self._core.workers:
                 _send_if_there(self._workers, [process.identity, wire.encode(Drain())])
+            elif process.role is Role.TASKS:
+                process.signal(signal.SIGTERM)  # it has not connected yet
 
     def _is_done(self, now: float) -> bool:
         if self._drain_until is None:
@@ -203,6 +299,7 @@ class Supervisor:
 
     def _close(self) -> None:
         now = time.time()
+        self._pool.close_server(now)
         self._pool.signal_all(signal.SIGTERM)
         for pidfd in sorted(self._pool.pidfds()):
             waiting = zmq.Poller()
@@ -214,23 +311,18 @@ class Supervisor:
         self._core.save(now, is_last=True)
         self._core.journal.commit()
         self._send([], self._core.tick(now))
+        self._admittance.close()
         self._context.destroy(linger=500)
+        self._timer.close()
         self._board.close()
         for path in (self._runtime.clients, self._runtime.workers, self._runtime.owner, self._runtime.board):
             path.unlink(missing_ok=True)
 
 
-def _receive(socket: zmq.Socket[bytes]) -> list[bytes] | None:
-    try:
-        return socket.recv_multipart(zmq.NOBLOCK)
-    except zmq.Again:
-        return None
-
-
-def _send_if_there(socket: zmq.Socket[bytes], frames: list[object]) -> None:
+def _send_if_there(socket: zmq.Socket[bytes], frames: list[bytes]) -> None:
     """Send, or drop the message where its receiver has left or has stopped reading."""
     try:
-        socket.send_multipart(frames, zmq.NOBLOCK)  # type: ignore[arg-type]
+        send(socket, frames)
     except (zmq.Again, zmq.ZMQError) as error:
         if isinstance(error, zmq.Again) or error.errno == zmq.EHOSTUNREACH:
             log.info("a message was dropped: its receiver left or does not read")

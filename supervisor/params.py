@@ -12,6 +12,8 @@ from ..ipc.records import QueryJob, QueryRecord, TaskType
 SCOPES = ("popular", "all")
 
 ALL_QUERIES = 1000  # what "all" is bounded by: the size of the result store
+MAX_TOKEN = 64  # characters: a UUID and more
+MAX_HOLD_S = 3600.0  # what a ping may hold a worker for
 
 
 def _is_flag(value: Any) -> bool:
@@ -30,17 +32,28 @@ def _is_scope(value: Any) -> bool:
     return value in SCOPES
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_TOKEN
+
+
+def _is_seconds(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= MAX_HOLD_S
+
+
 _Check = tuple[Callable[[Any], bool], str]
 
 _FLAG: _Check = (_is_flag, "true or false")
 _COUNT: _Check = (_is_count, "a whole number above 0")
 _TEXTS: _Check = (_is_texts, "a list of non-empty texts")
 _SCOPE: _Check = (_is_scope, " or ".join(SCOPES))
+_TEXT: _Check = (_is_text, f"a text of at most {MAX_TOKEN} characters")
+_SECONDS: _Check = (_is_seconds, f"a number of seconds above 0, at most {MAX_HOLD_S:g}")
 
 ACCEPTED: Mapping[TaskType, Mapping[str, _Check]] = {
-    TaskType.REINDEX: {"force_rebuild": _FLAG},
-    TaskType.RERANK: {"max_queries": _COUNT, "queries": _TEXTS, "scope": _SCOPE},
-    TaskType.WARM: {"max_queries": _COUNT, "queries": _TEXTS, "force_refresh": _FLAG},
+    TaskType.REINDEX: {"force_rebuild": _FLAG, "dry_run": _FLAG},
+    TaskType.RERANK: {"max_queries": _COUNT, "queries": _TEXTS, "scope": _SCOPE, "dry_run": _FLAG},
+    TaskType.WARM: {"max_queries": _COUNT, "queries": _TEXTS, "force_refresh": _FLAG, "dry_run": _FLAG},
+    TaskType.PING: {"token": _TEXT, "hold_s": _SECONDS},
 }
 
 
@@ -76,14 +89,16 @@ def jobs_for(
     """Return the queries a task works on, most popular first, each with its judgments.
 
     `popular(limit, min_frequency)` lists queries of the collection; `judgments` maps a query's hash to its text and
-    grades. A re-index gets the judged queries, to measure what it changed. A warm task leaves out what `is_cached`, and
-    gets the `stale` ones as well: those whose result is served and to be computed again.
+    grades. A ping gets none. A re-index gets the judged queries, to measure what it changed. A warm task leaves out what
+    `is_cached`, and gets the `stale` ones as well: those whose result is served and to be computed again.
     """
 
     def job(text: str, weight: float = 1.0) -> QueryJob:
         _, grades = judgments.get(query_hash(text, collection), ("", {}))
         return QueryJob(text=text, weight=weight, judgments=dict(grades))
 
+    if task_type is TaskType.PING:
+        return ()
     if task_type is TaskType.REINDEX:
         return tuple(job(text) for text, _ in judgments.values())
     if (texts := params.get("queries")) is not None:

@@ -1,42 +1,63 @@
-"""Owns the worker processes: start, watch by pidfd, stop. What they work on is the core's."""
+"""Owns the worker processes: have them forked, watch them by pidfd, stop them. What they work on is the core's.
+
+place empty and due ─▶ order to the fork server ─▶ Forked(pid) or the worker's own Ready ─▶ a process, and its pidfd
+      ▲                                                                                            │
+      └───────────────── back-off (restarts.py) ◀─ reap: pidfd readable, exit status ◀─────────────┘
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import signal
-import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import zmq
 
-from ..ipc import launch
+from ..ipc import prctl
 from ..ipc.commands import Role
+from ..ipc.launch import Fork, Forked, NotForked, Preload
+from ..ipc.settings import WorkerSettings
+from . import procfs
+from .forkserver import ForkServer, Report
 from .restarts import Slot, after_death
 
 log = logging.getLogger(__name__)
 
 OWNER_INDEX = 0  # the store owner's place; task workers follow
+HEAVY = 2  # fork servers in a row that died while they loaded models before one is started that loads none
 
 
 @dataclass(slots=True)
 class Process:
     index: int
     role: Role
-    popen: subprocess.Popen[bytes]
+    pid: int
     pidfd: int
     started_at: float
+    is_proven: bool = False  # it has got something done
+    is_leaving: bool = False  # it was asked to: its end is no death
+    killed_for: str = ""  # why we killed it
+    ended: str = ""  # how it ended, in words, once it is reaped
 
     @property
     def identity(self) -> bytes:
         """The name it speaks under: of this process alone, so that a successor is never taken for it."""
-        return f"{self.index}.{self.popen.pid}".encode()
+        return f"{self.index}.{self.pid}".encode()
+
+    def signal(self, signum: signal.Signals) -> None:
+        with suppress(ProcessLookupError):  # it has ended and waits to be reaped
+            signal.pidfd_send_signal(self.pidfd, signum)
 
 
 class Pool:
-    """One owner and `tasks` task workers. Their pidfds are registered with `poller`, the loop's one wait."""
+    """One owner and `tasks` task workers. What it has to wait for is registered with `poller`, the loop's one wait.
+
+    This process becomes a subreaper: workers are its children, though the fork server has made them.
+    """
 
     def __init__(
         self,
@@ -44,85 +65,206 @@ class Pool:
         socket: Path,
         poller: zmq.Poller,
         *,
-        threads: int,
+        settings: WorkerSettings,
         log_level: str,
         jitter: Callable[[], float],
     ) -> None:
+        prctl.become_subreaper()
         self._socket, self._poller, self._jitter = socket, poller, jitter
-        self._environment = launch.environment(
-            {
-                "MORGAN_SERVICE_LOG_LEVEL": log_level,
-                # BLAS and OpenMP read their thread count once, at import
-                "OMP_NUM_THREADS": str(threads),
-                "MKL_NUM_THREADS": str(threads),
-            }
-        )
+        self._preload = Preload(model=settings.model, rerank=settings.rerank)
+        self._environment = {"MORGAN_SERVICE_LOG_LEVEL": log_level}
         self._roles = {OWNER_INDEX: Role.OWNER} | dict.fromkeys(range(1, tasks + 1), Role.TASKS)
         self._slots = {index: Slot() for index in self._roles}
+        self._ordered: set[int] = set()  # places whose worker is being forked
         self.processes: dict[int, Process] = {}
-        self._cpus = sorted(os.sched_getaffinity(0))
+        self.cpus = sorted(os.sched_getaffinity(0))
+        self.server: ForkServer | None = None
+        self._server_slot, self._server_started_at, self._died_loading = Slot(), 0.0, 0
+        self._last_server = 0  # its pid
 
     @property
     def rows(self) -> int:
         return len(self._roles)
 
     def pids(self, role: Role) -> list[int]:
-        return [process.popen.pid for process in self.processes.values() if process.role is role]
+        return [process.pid for process in self.processes.values() if process.role is role]
 
     def pidfds(self) -> set[int]:
         return {process.pidfd for process in self.processes.values()}
 
-    def degraded(self) -> list[int]:
-        return [index for index, slot in self._slots.items() if slot.is_degraded]
+    def problem(self) -> str:
+        """Say what is wrong with the pool now, "" if nothing is."""
+        degraded = [i for i, slot in self._slots.items() if slot.is_degraded and i not in self.processes]
+        if self._server_slot.is_degraded and self.server is None:
+            return "the fork server keeps dying, no worker can be started; see the service's log"
+        names = ", ".join(map(str, degraded))
+        return f"worker {names} keeps dying at start; see the service's log" if degraded else ""
+
+    @property
+    def server_pid(self) -> int | None:
+        return None if self.server is None else self.server.pid
+
+    def clock_set(self, by_s: float) -> None:
+        """Follow a clock that was set: what was to start in a second still starts in one."""
+        for process in self.processes.values():
+            process.started_at += by_s
+        self._server_started_at += by_s
+        self._server_slot = replace(self._server_slot, start_at=self._server_slot.start_at + by_s)
+        self._slots = {i: replace(slot, start_at=slot.start_at + by_s) for i, slot in self._slots.items()}
+
+    # --- start --------------------------------------------------------------------------------------------------------
+
+    def start_server(self, now: float) -> None:
+        """Start the fork server, unless it runs or its time has not come."""
+        if self.server is None and self._server_slot.start_at <= now:
+            self._bury_go_betweens()
+            preload = self._preload if self._died_loading < HEAVY else None
+            self.server = ForkServer(self._socket, self._poller, self._environment, preload)
+            self._server_started_at, self._last_server = now, self.server.pid
 
     def start_due(self, now: float) -> None:
-        """Start every process whose place is empty and whose time has come."""
+        """Order every worker whose place is empty and whose time has come."""
+        self.start_server(now)
         for index, role in self._roles.items():
-            if index not in self.processes and self._slots[index].start_at <= now:
-                self._start(index, role, now)
+            if self._is_empty(index) and self._slots[index].start_at <= now and self.server is not None:
+                order = Fork(index=index, role=role, cpus=self._cpus_of(index, role))
+                if self.server.order(order):
+                    self._ordered.add(index)
+
+    def _is_empty(self, index: int) -> bool:
+        return index not in self.processes and index not in self._ordered
 
     def next_start(self) -> float | None:
-        """Return when an empty place is due, None if all are taken."""
-        return min((self._slots[i].start_at for i in self._roles if i not in self.processes), default=None)
+        """Return when an empty place, or the fork server's, is due; None if all are taken."""
+        if self.server is None:
+            return self._server_slot.start_at
+        return min((self._slots[i].start_at for i in self._roles if self._is_empty(i)), default=None)
 
-    def _start(self, index: int, role: Role, now: float) -> None:
-        # Task workers take the CPUs from the last one down: the first is where interrupts and most daemons are.
-        cpu = self._cpus[-1 - (index - 1) % len(self._cpus)]
-        arguments = [
-            *("--role", role.value, "--index", str(index)),
-            *("--socket", str(self._socket), "--parent", str(os.getpid())),
-            *(("--cpu", str(cpu)) if role is Role.TASKS else ()),
-        ]
-        popen = subprocess.Popen(
-            launch.command("workers", *arguments), stdin=subprocess.DEVNULL, env=self._environment, process_group=0
-        )
-        pidfd = os.pidfd_open(popen.pid)
+    def _cpus_of(self, index: int, role: Role) -> tuple[int, ...]:
+        """Return where a worker belongs: all CPUs for the owner, one for each task worker.
+
+        They take the CPUs from the last one down: the first is where interrupts and most daemons are.
+        """
+        return tuple(self.cpus) if role is Role.OWNER else (self.cpus[-1 - (index - 1) % len(self.cpus)],)
+
+    def replan(self) -> bool:
+        """Move the workers if the CPUs that this process may use have changed; say whether they have."""
+        cpus = sorted(os.sched_getaffinity(0))
+        if cpus == self.cpus:
+            return False
+        log.info("the usable CPUs are now %s, no longer %s: workers are moved", cpus, self.cpus)
+        self.cpus = cpus
+        for process in self.processes.values():
+            procfs.set_cpus(process.pid, self._cpus_of(process.index, process.role))
+        if self.server is not None:
+            procfs.set_cpus(self.server.pid, tuple(cpus))
+        return True
+
+    # --- what the fork server and the workers tell --------------------------------------------------------------------
+
+    def hear(self, ready: Collection[object], now: float) -> None:
+        """Take the fork server's reports, and its death."""
+        server = self.server
+        if server is None:
+            return
+        if server.pidfd in ready:
+            self.server = None
+            is_loading = server.is_loading
+            self._take(server.close(), now)
+            self._ordered.clear()  # one that was forked unreported says Ready all the same: by_identity
+            self._died_loading += is_loading
+            self._server_slot = after_death(
+                self._server_slot, now, 0.0 if is_loading else now - self._server_started_at, self._jitter()
+            )
+            log.warning("the fork server (pid %d) died; workers live on, and it is started again", server.pid)
+        elif server.fileno in ready:
+            self._take(server.reports(), now)
+
+    def _take(self, reports: Iterable[Report], now: float) -> None:
+        for report in reports:
+            match report:
+                case Forked():
+                    self._adopt(report.index, report.pid, now)
+                case NotForked():
+                    self._ordered.discard(report.index)
+                    self._slots[report.index] = after_death(self._slots[report.index], now, 0.0, self._jitter())
+                    log.warning("worker %d could not be forked: %s", report.index, report.message)
+
+    def _adopt(self, index: int, pid: int, now: float) -> Process | None:
+        """Take a forked process into its place. One that finds it taken, after a fork server's death, is killed."""
+        held = self.processes.get(index)
+        if held is not None and held.pid == pid:
+            return held
+        if procfs.parent(pid) != os.getpid():
+            return None
+        if held is not None:
+            log.warning("a second worker %d (pid %d) is killed", index, pid)
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            return None
+        self._ordered.discard(index)
+        pidfd = os.pidfd_open(pid)  # its pid cannot be another's: only this process can reap it
         self._poller.register(pidfd, zmq.POLLIN)
-        self.processes[index] = Process(index, role, popen, pidfd, now)
-        log.info("worker %d (%s) started as pid %d", index, role.value, popen.pid)
+        self.processes[index] = process = Process(index, self._roles[index], pid, pidfd, now)
+        log.info("worker %d (%s) started as pid %d", index, process.role.value, pid)
+        return process
 
-    def by_identity(self, identity: bytes) -> Process | None:
-        return next((p for p in self.processes.values() if p.identity == identity), None)
+    def by_identity(self, identity: bytes, now: float) -> Process | None:
+        """Return the process that speaks under `identity`; one that is heard before the fork server is, too."""
+        held = next((p for p in self.processes.values() if p.identity == identity), None)
+        if held is not None:
+            return held
+        index, _, pid = identity.partition(b".")
+        if not (index.isdigit() and pid.isdigit() and int(index) in self._roles):
+            return None
+        return self._adopt(int(index), int(pid), now)
+
+    def _bury_go_betweens(self) -> None:
+        """Collect what a killed fork server left between two forks: it has that one's process group, workers their own."""
+        with suppress(ChildProcessError):
+            while self._last_server and os.waitpid(-self._last_server, os.WNOHANG) != (0, 0):
+                pass
+
+    # --- end ----------------------------------------------------------------------------------------------------------
 
     def reap(self, pidfd: int, now: float) -> Process | None:
         """Collect the process behind a readable `pidfd` and free its place. None if it is not one of ours."""
         process = next((p for p in self.processes.values() if p.pidfd == pidfd), None)
         if process is None:
             return None
-        status = process.popen.wait()
+        try:
+            code = os.waitstatus_to_exitcode(os.waitpid(process.pid, 0)[1])
+        except ChildProcessError:  # collected with its fork server's go-betweens: it died before it had its own group
+            code = -signal.SIGKILL
         self._poller.unregister(pidfd)
         os.close(pidfd)
         del self.processes[process.index]
-        self._slots[process.index] = slot = after_death(
-            self._slots[process.index], now, now - process.started_at, self._jitter()
+        process.ended = process.killed_for or (f"signal {-code}" if code < 0 else f"exit status {code}")
+        if process.is_leaving and code == 0:
+            log.info("worker %d (pid %d) left", process.index, process.pid)
+            return process
+        slot = after_death(
+            self._slots[process.index],
+            now,
+            now - process.started_at,
+            self._jitter(),
+            is_proven=process.is_proven,
         )
+        self._slots[process.index] = slot
         log.warning(
-            "worker %d (pid %d) ended with status %d; %s",
-            *(process.index, process.popen.pid, status),
+            "worker %d (pid %d) ended: %s; %s",
+            *(process.index, process.pid, process.ended),
             "it keeps dying and is tried once a minute" if slot.is_degraded else "it is started again",
         )
         return process
 
     def signal_all(self, signum: signal.Signals) -> None:
         for process in self.processes.values():
-            process.popen.send_signal(signum)
+            process.signal(signum)
+
+    def close_server(self, now: float) -> None:
+        """End the fork server; no worker is started from now on."""
+        if self.server is not None:
+            server, self.server = self.server, None
+            self._take(server.close(), now)
+            self._ordered.clear()

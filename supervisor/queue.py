@@ -1,24 +1,27 @@
-"""Owns the tasks that have not ended: their order, leases, retries and why each one waits. Pure.
+"""Owns the tasks that have not ended: their order, leases and retries. Pure. Why one waits: waiting.py.
 
     submit ─▶ PENDING ─lease▶ RUNNING ─complete▶ COMPLETED | SKIPPED
                  ▲               │ ├─fail, for good▶ FAILED (the dead letters: `requeue` brings one back)
                  └─back-off──────┘ └─stopped, cancelled▶ CANCELLED
 
 Every mutation returns the new record, for the journal, or None where it changed nothing: a report of an attempt that
-is not the current one is such a case, so a result counts at most once.
+is not the current one is such a case, so a result counts at most once. Each takes O(log n) of the open tasks.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import Any
 
 import msgspec
 
 from ..ipc.errors import StoreUnavailable, TaskCancelled
 from ..ipc.records import TaskProgress, TaskRecord, TaskStatus, TaskType
+from .ready import Kind, Order, Place, Ready
+
+DEADLINE = "deadline"  # error_code of a task that had not ended by its deadline
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,16 @@ class Queue:
         self._open: dict[str, TaskRecord] = {}
         self._paused: set[str | None] = set()
         self._paces: dict[str, tuple[float, int]] = {}  # of running tasks: when the first report came, and what it said
+        self._ready = Ready(self._is_ready, self._is_open)
+        self._waiting: dict[str, tuple[Order, Place]] = {}  # pending tasks that do not back off
+        self._equal: dict[_Key, dict[str, None]] = {}  # pending tasks by what makes two of them equal, oldest first
+        self._running: dict[str, None] = {}
+        self._of_worker: dict[int, dict[str, None]] = {}
+        self._busy: dict[str, set[str]] = {}  # collection -> running tasks that have it to themselves
+        self._looked_at = 0.0  # when back-offs were last looked at
+        self._backing_off: set[str] = set()
+        self._back_offs: list[tuple[float, str]] = []  # heaps of (when, task id); what changed since is still in them
+        self._deadlines: list[tuple[float, str]] = []
 
     # --- what there is ------------------------------------------------------------------------------------------------
 
@@ -48,15 +61,12 @@ class Queue:
         return sorted(self._open.values(), key=_order)
 
     def running(self, collection: str | None = None) -> list[TaskRecord]:
-        return [
-            task
-            for task in self._open.values()
-            if task.status is TaskStatus.RUNNING and (collection is None or task.collection == collection)
-        ]
+        tasks = [self._open[task_id] for task_id in self._running]
+        return tasks if collection is None else [task for task in tasks if task.collection == collection]
 
     @property
     def has_pending(self) -> bool:
-        return any(task.status is TaskStatus.PENDING for task in self._open.values())
+        return len(self._open) > len(self._running)
 
     @property
     def paused(self) -> tuple[str | None, ...]:
@@ -68,10 +78,11 @@ class Queue:
 
     def resume(self, collection: str | None) -> None:
         """Resume one collection; None resumes everything, also what was paused by name."""
-        if collection is None:
-            self._paused.clear()
-        else:
-            self._paused.discard(collection)
+        opened = [name for name in self._paused if collection in (None, name)]
+        self._paused.difference_update(opened)
+        for name in opened:
+            if name is not None:
+                self._show(name)
 
     # --- in ---------------------------------------------------------------------------------------------------------
 
@@ -86,15 +97,21 @@ class Queue:
         priority: int = 0,
         is_forced: bool = False,
         schedule_id: str | None = None,
+        deadline_s: float | None = None,
     ) -> tuple[TaskRecord, bool]:
-        """Accept a task; return it and whether it is new. Instead of a second equal pending one, raise the first."""
-        for task in self._open.values():
-            is_equal = (task.task_type, task.collection, task.params) == (task_type, collection, params)
-            if is_equal and task.status is TaskStatus.PENDING:
-                raised = self._change(
-                    task, priority=max(priority, task.priority), is_forced=is_forced or task.is_forced
-                )
-                return raised, False
+        """Accept a task; return it and whether it is new. Instead of a second equal pending one, raise the first.
+
+        The raised one keeps the later deadline of the two: none is to end earlier than its client asked for.
+        """
+        deadline_at = None if deadline_s is None else now + deadline_s
+        if equal := self._equal.get(_key(task_type, collection, params)):
+            task = self._open[next(iter(equal))]
+            changes: dict[str, Any] = {
+                "priority": max(priority, task.priority),
+                "is_forced": is_forced or task.is_forced,
+                "deadline_at": _later(deadline_at, task.deadline_at),
+            }
+            return self._change(task, **changes), False
         record = TaskRecord(
             task_id=f"{task_type.value}_{collection}_{salt:x}",
             task_type=task_type,
@@ -104,25 +121,25 @@ class Queue:
             is_forced=is_forced,
             created_at=now,
             schedule_id=schedule_id,
+            deadline_at=deadline_at,
         )
-        self._open[record.task_id] = record
+        self._accept(record)
         return record, True
 
     def restore(self, records: Iterable[TaskRecord]) -> list[TaskRecord]:
         """Take over the open tasks of an earlier service: a lease of its workers is over. Return what changed."""
         changed = []
         for record in records:
-            self._open[record.task_id] = record
+            self._accept(record)
             if record.status is TaskStatus.RUNNING:
                 # when its service ended is not known, so a cancelled one counts as ended when it began
                 changed.append(self._back(record, record.started_at or record.created_at))
         return changed
 
     def requeue(self, record: TaskRecord, now: float) -> TaskRecord | None:
-        """Bring an ended task back, with its attempts counted anew; None if it is open."""
+        """Bring an ended task back, with its attempts counted anew and without a deadline; None if it is open."""
         if not record.status.is_final:
             return None
-        self._open[record.task_id] = record
         return self._change(
             record,
             status=TaskStatus.PENDING,
@@ -136,26 +153,24 @@ class Queue:
             result=None,
             error_code=None,
             error_message=None,
+            deadline_at=None,
         )
 
     # --- out --------------------------------------------------------------------------------------------------------
 
-    def next_ready(self, now: float, *, is_admitting: bool) -> TaskRecord | None:
-        """Return the task to run next: the highest priority, then the oldest; one at a time on a collection."""
-        busy = {task.collection for task in self.running()}
-        ready = (
-            task
-            for task in self._open.values()
-            if task.status is TaskStatus.PENDING
-            and task.not_before_at <= now
-            and task.collection not in busy
-            and not self._is_paused(task)
-            and (is_admitting or task.is_forced)
-        )
-        return min(ready, key=_order, default=None)
+    def next_ready(self, now: float, *, is_admitting: bool, is_store_ready: bool = True) -> TaskRecord | None:
+        """Return the task to run next: the highest priority, then the oldest; one at a time on a collection.
 
-    def _is_paused(self, task: TaskRecord) -> bool:
-        return None in self._paused or task.collection in self._paused
+        Without the store, or without budget for a task that is not forced, only a ping may run.
+        """
+        if None in self._paused:
+            return None
+        self._end_back_offs(now)
+        kinds = [Kind.FREE]
+        if is_store_ready:
+            kinds += [Kind.FORCED, Kind.PLAIN] if is_admitting else [Kind.FORCED]
+        order = self._ready.best(kinds)
+        return None if order is None else self._open[order[2]]
 
     def lease(self, task_id: str, worker: int, now: float) -> TaskRecord:
         """Give a pending task to a worker under a new attempt id."""
@@ -212,18 +227,23 @@ class Queue:
         failures = task.failures + (0 if is_store_down else 1)
         if _is_cancelling(task):
             return self._end_cancelled(task, now, failures=failures)
+        if _is_overdue(task, now):
+            return self._end_overdue(task, now, message, failures=failures)
         if not is_transient or failures >= self._policy.max_attempts:
             return self._end(task, TaskStatus.FAILED, now, failures=failures, error_code=code, error_message=message)
         # an outage doubles the wait with each look at it, errors with each failure
         doublings = task.outages if is_store_down else failures - 1
         delay_s = min(self._policy.backoff_base_s * 2 ** min(doublings, 30), self._policy.backoff_cap_s)
+        not_before_at = now + delay_s * (1 + jitter / 2)
+        if task.deadline_at is not None and not_before_at >= task.deadline_at:
+            return self._end_overdue(task, now, message, failures=failures)  # waiting for it would help nobody
         return self._change(
             task,
             status=TaskStatus.PENDING,
             worker=None,
             failures=failures,
             outages=task.outages + 1 if is_store_down else 0,
-            not_before_at=now + delay_s * (1 + jitter / 2),
+            not_before_at=not_before_at,
             error_code=code,
             error_message=message,
         )
@@ -249,45 +269,153 @@ class Queue:
             return self._end_cancelled(task, now)
         return self._change(task, error_code=TaskCancelled.code, error_message="to be cancelled at its next step")
 
-    def worker_died(self, worker: int, now: float) -> list[TaskRecord]:
-        """Take back the leases of a dead worker. A task that kills its worker again and again is given up."""
+    def expire(self, now: float) -> list[TaskRecord]:
+        """Give up the tasks whose deadline has passed. A running one is marked: its worker has to be told.
+
+        A marked task ends when it leaves its worker; only its completion comes before the mark.
+        """
+        changed: list[TaskRecord | None] = []
+        while self._deadlines and self._deadlines[0][0] <= now:
+            at, task_id = heappop(self._deadlines)
+            task = self._open.get(task_id)
+            if task is None or not self._is_deadline(at, task_id):
+                continue
+            if task.status is TaskStatus.PENDING:
+                changed.append(self._end_overdue(task, now, task.error_message))
+            else:
+                message = "its deadline has passed: it stops at its next step"
+                changed.append(self._change(task, error_code=DEADLINE, error_message=message))
+        return [task for task in changed if task is not None]
+
+    def worker_died(self, worker: int, now: float, begun: str | None = None, *, why: str = "") -> list[TaskRecord]:
+        """Take back the leases of a dead worker. A task that kills its worker again and again is given up.
+
+        `begun`: the one it had begun, where it held several; the others cannot be the cause. None: all had. `why` says
+        in words how it ended.
+        """
         changed = []
-        for task in [task for task in self.running() if task.worker == worker]:
-            kills = task.kills + 1
-            if kills >= self._policy.max_kills and not _is_cancelling(task):
-                message = f"its worker died {kills} times while it ran: it is taken for the cause"
+        for task in [self._open[task_id] for task_id in self._of_worker.get(worker, ())]:
+            kills = task.kills + (begun is None or task.task_id == begun)
+            if kills >= self._policy.max_kills and not _is_cancelling(task) and not _is_overdue(task, now):
+                last = f" ({why})" if why else ""
+                message = f"its worker died {kills} times while it ran{last}: it is taken for the cause"
                 ended = self._end(task, TaskStatus.FAILED, now, kills=kills, error_code="killed", error_message=message)
                 changed += [ended] if ended else []
             else:
                 changed.append(self._back(task, now, kills=kills))
         return changed
 
-    # --- why and when -------------------------------------------------------------------------------------------------
-
-    def waits_for(  # noqa: PLR0911 - one return per reason
-        self, task_id: str, now: float, *, is_admitting: bool, admission_reason: str, idle_workers: int
-    ) -> str:
-        """Say in words why a pending task is not running."""
-        task = self.get(task_id)
-        if task is None or task.status is not TaskStatus.PENDING:
-            return ""
-        if None in self._paused:
-            return "everything is paused: `morgan-background tasks resume`"
-        if task.collection in self._paused:
-            return f"{task.collection} is paused: `morgan-background tasks resume {task.collection}`"
-        if task.not_before_at > now:
-            at = time.strftime("%H:%M:%S", time.localtime(task.not_before_at))
-            tries = f"attempt {task.failures} of {self._policy.max_attempts}" if task.failures else "it waits for that"
-            return f"tried again at {at} after: {task.error_message} ({tries})"
-        if others := self.running(task.collection):
-            return f"{others[0].task_id} runs on the same collection"
-        if not is_admitting and not task.is_forced:
-            return f"no CPU budget: {admission_reason}"
-        return "next in turn" if idle_workers else "all workers are busy"
+    # --- when -------------------------------------------------------------------------------------------------------
 
     def next_deadline(self, now: float) -> float | None:
-        """Return the nearest end of a back-off; None without one."""
-        return min((end for t in self._open.values() if (end := t.not_before_at) > now), default=None)
+        """Return the nearest end of a back-off or deadline of a task; None without one."""
+        self._end_back_offs(now)
+        while self._back_offs and not self._is_back_off(*self._back_offs[0]):
+            heappop(self._back_offs)
+        while self._deadlines and not self._is_deadline(*self._deadlines[0]):
+            heappop(self._deadlines)
+        return min((heap[0][0] for heap in (self._back_offs, self._deadlines) if heap), default=None)
+
+    @property
+    def policy(self) -> QueuePolicy:
+        return self._policy
+
+    def set_policy(self, policy: QueuePolicy) -> None:
+        """Count by another policy from the next failure on."""
+        self._policy = policy
+
+    def time_moved(self, set_s: float, suspended_s: float, now: float) -> list[TaskRecord]:
+        """Keep waits as long as they were when the clock was set by `set_s` to `now`, and deadlines also by what the
+        machine was suspended: none of its work could be done then. Return what changed.
+        """
+        changed = []
+        for task in list(self._open.values()):
+            # one that is over must not begin again where the clock went back
+            is_over = task.not_before_at <= now - set_s - suspended_s
+            wait_end_at = min(task.not_before_at, now) if is_over else task.not_before_at + set_s
+            deadline_at = None if task.deadline_at is None else task.deadline_at + set_s + suspended_s
+            if (wait_end_at, deadline_at) != (task.not_before_at, task.deadline_at):
+                changed.append(self._change(task, not_before_at=wait_end_at, deadline_at=deadline_at))
+        return changed
+
+    # --- indexes ------------------------------------------------------------------------------------------------------
+
+    def _accept(self, task: TaskRecord) -> None:
+        self._enter(task)
+        if task.deadline_at is not None:
+            heappush(self._deadlines, (task.deadline_at, task.task_id))
+
+    def _enter(self, task: TaskRecord) -> None:
+        """Take a task into what is known of the open ones, by its state."""
+        self._open[task.task_id] = task
+        if task.status is TaskStatus.RUNNING:
+            self._running[task.task_id] = None
+            if task.worker is not None:
+                self._of_worker.setdefault(task.worker, {})[task.task_id] = None
+            if task.task_type is not TaskType.PING:
+                self._busy.setdefault(task.collection, set()).add(task.task_id)
+            return
+        self._equal.setdefault(_key(task.task_type, task.collection, task.params), {})[task.task_id] = None
+        if task.not_before_at > 0:
+            self._backing_off.add(task.task_id)
+            heappush(self._back_offs, (task.not_before_at, task.task_id))
+        else:
+            self._wait(task)
+
+    def _wait(self, task: TaskRecord) -> None:
+        order, place = self._waiting[task.task_id] = _order(task), _place(task)
+        self._ready.add(order, place)
+
+    def _leave(self, task: TaskRecord) -> None:
+        """Undo `_enter`. What the heaps hold of it no longer stands, and is dropped when it comes up."""
+        del self._open[task.task_id]
+        if task.status is TaskStatus.RUNNING:
+            del self._running[task.task_id]
+            if task.worker is not None:
+                _discard(self._of_worker, task.worker, task.task_id)
+            if task.task_type is not TaskType.PING:
+                busy = self._busy[task.collection]
+                busy.discard(task.task_id)
+                if not busy:
+                    del self._busy[task.collection]
+                    self._show(task.collection)
+            return
+        _discard(self._equal, _key(task.task_type, task.collection, task.params), task.task_id)
+        self._backing_off.discard(task.task_id)
+        self._waiting.pop(task.task_id, None)
+
+    def _show(self, collection: str) -> None:
+        for kind in Kind:
+            self._ready.show((kind, collection))
+
+    def _is_ready(self, order: Order, place: Place) -> bool:
+        return self._waiting.get(order[2]) == (order, place)
+
+    def _is_open(self, place: Place) -> bool:
+        kind, collection = place
+        return collection not in self._paused and (kind is Kind.FREE or collection not in self._busy)
+
+    def _is_back_off(self, at: float, task_id: str) -> bool:
+        return task_id in self._backing_off and self._open[task_id].not_before_at == at
+
+    def _is_deadline(self, at: float, task_id: str) -> bool:
+        task = self._open.get(task_id)
+        # one that is told to leave already, for whatever reason, has no deadline to wait for
+        return task is not None and task.deadline_at == at and not (_is_cancelling(task) or _is_marked(task))
+
+    def _end_back_offs(self, now: float) -> None:
+        if now < self._looked_at:  # the clock was set back: a back-off that was over may not be
+            for task in [self._open[task_id] for task_id in self._waiting]:
+                if task.not_before_at > now:
+                    del self._waiting[task.task_id]
+                    self._backing_off.add(task.task_id)
+                    heappush(self._back_offs, (task.not_before_at, task.task_id))
+        self._looked_at = now
+        while self._back_offs and self._back_offs[0][0] <= now:
+            at, task_id = heappop(self._back_offs)
+            if self._is_back_off(at, task_id):
+                self._backing_off.remove(task_id)
+                self._wait(self._open[task_id])
 
     # --- changes ------------------------------------------------------------------------------------------------------
 
@@ -298,13 +426,24 @@ class Queue:
 
     def _change(self, task: TaskRecord, **fields: Any) -> TaskRecord:
         changed = msgspec.structs.replace(task, version=task.version + 1, **fields)
-        self._open[task.task_id] = changed
+        held = self._open.get(task.task_id)
+        if held is not None and _stands_as(held) == _stands_as(changed):
+            self._open[task.task_id] = changed  # a report or a mark: nothing that an index is by
+        else:
+            if held is not None:
+                self._leave(held)
+            if not changed.status.is_final:
+                self._enter(changed)
+        if changed.deadline_at is not None and held is not None and held.deadline_at != changed.deadline_at:
+            heappush(self._deadlines, (changed.deadline_at, changed.task_id))
         return changed
 
     def _back(self, task: TaskRecord, now: float, **fields: Any) -> TaskRecord:
-        """Take a lease back: the task waits for another, or ends where its cancellation was asked for."""
+        """Take a lease back: the task waits for another, or ends where its end was asked for."""
         if _is_cancelling(task):
             return self._end_cancelled(task, now, **fields)
+        if _is_overdue(task, now):
+            return self._end_overdue(task, now, None, **fields)
         return self._change(task, status=TaskStatus.PENDING, worker=None, **fields)
 
     def _end_cancelled(self, task: TaskRecord, now: float, **fields: Any) -> TaskRecord:
@@ -313,13 +452,53 @@ class Queue:
         assert ended is not None
         return ended
 
+    def _end_overdue(self, task: TaskRecord, now: float, error: str | None, **fields: Any) -> TaskRecord:
+        """Give a task up for its deadline. `error`: what kept it from ending, where that is known."""
+        allowed_s = (task.deadline_at or now) - task.created_at
+        message = f"it had not ended {allowed_s:g} s after it was accepted" + (f"; before: {error}" if error else "")
+        ended = self._end(task, TaskStatus.FAILED, now, error_code=DEADLINE, error_message=message, **fields)
+        assert ended is not None
+        return ended
+
     def _end(self, task: TaskRecord | None, status: TaskStatus, now: float, **fields: Any) -> TaskRecord | None:
         if task is None:
             return None
-        ended = self._change(task, status=status, completed_at=now, worker=None, **fields)
-        del self._open[task.task_id]
         self._paces.pop(task.task_id, None)
-        return ended
+        return self._change(task, status=status, completed_at=now, worker=None, **fields)
+
+
+_Key = tuple[TaskType, str, bytes]
+
+
+def _key(task_type: TaskType, collection: str, params: dict[str, Any]) -> _Key:
+    """Return what two equal tasks have in common; the order of parameters is none of it."""
+    return task_type, collection, msgspec.msgpack.encode(params, order="sorted") if params else b""
+
+
+def _kind(task: TaskRecord) -> Kind:
+    if task.task_type is TaskType.PING:
+        return Kind.FREE
+    return Kind.FORCED if task.is_forced else Kind.PLAIN
+
+
+def _place(task: TaskRecord) -> Place:
+    return _kind(task), task.collection
+
+
+def _stands_as(task: TaskRecord) -> tuple[object, ...]:
+    """Return what the indexes know of a task."""
+    return task.status, task.worker, task.priority, task.is_forced, task.not_before_at
+
+
+def _discard(index: dict[Any, dict[str, None]], key: Any, task_id: str) -> None:
+    del index[key][task_id]
+    if not index[key]:
+        del index[key]
+
+
+def _later(one: float | None, other: float | None) -> float | None:
+    """Return the later of two deadlines; None is none at all, the latest."""
+    return None if one is None or other is None else max(one, other)
 
 
 def _is_cancelling(task: TaskRecord) -> bool:
@@ -327,5 +506,15 @@ def _is_cancelling(task: TaskRecord) -> bool:
     return task.status is TaskStatus.RUNNING and task.error_code == TaskCancelled.code
 
 
-def _order(task: TaskRecord) -> tuple[int, float, str]:
+def _is_marked(task: TaskRecord) -> bool:
+    """Say whether a running task's deadline has passed and its worker was to be told."""
+    return task.status is TaskStatus.RUNNING and task.error_code == DEADLINE
+
+
+def _is_overdue(task: TaskRecord, now: float) -> bool:
+    """Say whether a running task must not be tried again: its deadline has passed, or it was marked when it had."""
+    return task.deadline_at is not None and (task.deadline_at <= now or task.error_code == DEADLINE)
+
+
+def _order(task: TaskRecord) -> Order:
     return -task.priority, task.created_at, task.task_id

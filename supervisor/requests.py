@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import assert_never
 
 from ..ipc import messages as m
 from ..ipc.checks import check_collection, check_number, check_result
 from ..ipc.errors import InvalidArgument, MorganError, TaskNotFound
+from ..ipc.events import WorkerJoined
 from ..ipc.paths import RuntimePaths
 from ..ipc.query import query_hash
-from ..ipc.records import ScheduleRecord, TaskRecord, TaskStatus
+from ..ipc.records import ScheduleRecord, TaskRecord, TaskStatus, TaskType
 from ..ipc.version import VERSION
 from . import scheduler
 from .core import Core
+from .feed import Reader
 from .params import check_params
+from .reload import Changes
 from .state import ReplyTo, Waiter
 from .status import activity, execution_stats, resources, service_status
 
 MAX_ROWS = 1000  # of any list in one reply
 MAX_WAIT_S = 60.0  # of a long poll: the client asks again
+MAX_DEADLINE_S = 366 * 86400.0
 
 
 class Requests:
     """Answers requests. `handle` never raises on what a client sent: a MorganError becomes a Failure."""
 
-    def __init__(self, core: Core, state_dir: str, runtime: RuntimePaths, pid: int) -> None:
+    def __init__(
+        self,
+        core: Core,
+        state_dir: str,
+        runtime: RuntimePaths,
+        pid: int,
+        reload: Callable[[float], Changes] | None = None,
+    ) -> None:
+        self._reload = reload
         self._core, self._state_dir, self._runtime, self._pid = core, state_dir, runtime, pid
         self.is_shutdown_asked = False
 
@@ -63,13 +76,13 @@ class Requests:
             case m.ExecutionStats():
                 return m.Report(rid=rid, report=execution_stats(core))
             case m.Submit():
-                return self._submit(request, now)
+                return self._submit(request, reply_to, now)
             case m.GetTask():
                 return self._get_task(request, reply_to, now)
             case m.ListTasks():
                 status = _status(request.status)
-                found = core.journal.tasks(_bounded(request.limit), status)
-                return m.TaskList(rid=rid, tasks=tuple(core.with_reason(record, now) for record in found))
+                found = core.tasks(_bounded(request.limit), status)
+                return m.TaskList(rid=rid, tasks=core.with_reasons(found, now))
             case m.CancelTask():
                 return self._cancel(request, now)
             case m.Requeue():
@@ -94,8 +107,7 @@ class Requests:
                 return m.ScheduleList(rid=rid, schedules=tuple(s for s in rows if due is None or s.task_id in due))
             case m.RemoveSchedule():
                 self._schedule(request.task_id)
-                del core.schedules[request.task_id]
-                core.journal.remove_schedule(request.task_id)
+                core.remove_schedule(request.task_id)
                 return m.Done(rid=rid)
             case m.MarkScheduleCompleted():
                 schedule = self._schedule(request.task_id)
@@ -116,21 +128,38 @@ class Requests:
             case m.Publish():
                 check_result(request.result)
                 ttl_s = None if request.ttl_s is None else check_number("ttl_s", request.ttl_s)
-                core.keeper.put(request.result, now, ttl_s)
+                core.feed.results(published=int(core.keeper.put(request.result, now, ttl_s)))
                 return m.Done(rid=rid)
             case m.Invalidate():
                 return m.Done(rid=rid, count=core.keeper.invalidate(request.collection, request.pattern))
             case m.ListExecutions():
-                rows_run = core.journal.executions(_bounded(request.limit), only_measured=request.only_measured)
+                rows_run = core.journal.executions(
+                    _bounded(request.limit),
+                    only_measured=request.only_measured,
+                    task_type=None if request.task_type is None else scheduler.parse_task_type(request.task_type),
+                    collection=request.collection,
+                    status=_status(request.status),
+                )
                 return m.ExecutionList(rid=rid, executions=tuple(rows_run))
+            case m.Reload():
+                # the inline lane's configuration is what its application gave: there is nothing to read again
+                changes = self._reload(now) if self._reload is not None else Changes((), ())
+                return m.Reloaded(rid=rid, applied=changes.applied, needs_restart=changes.needs_restart)
+            case m.GetSnapshot():
+                return self._snapshot(rid, now)
+            case m.NextEvents():
+                return self._next_events(request, reply_to, now)
             case m.Shutdown():
                 self.is_shutdown_asked = True
                 return m.Done(rid=rid)
             case _:
                 assert_never(request)
 
-    def _submit(self, request: m.Submit, now: float) -> m.Reply:
+    def _submit(self, request: m.Submit, reply_to: ReplyTo, now: float) -> m.Reply | None:
         core = self._core
+        check_number("wait_s", request.wait_s)
+        if request.deadline_s is not None and not 0 < check_number("deadline_s", request.deadline_s) <= MAX_DEADLINE_S:
+            raise InvalidArgument(f"deadline_s must be above 0 and at most {MAX_DEADLINE_S:g}: {request.deadline_s}")
         task_type = scheduler.parse_task_type(request.task_type)
         params = check_params(task_type, request.params)
         record, is_new = core.queue.submit(
@@ -140,21 +169,37 @@ class Requests:
             now=now,
             priority=request.priority,
             is_forced=request.is_forced,
+            deadline_s=request.deadline_s,
             salt=core.salt(),
         )
-        core.changed(record)
+        # a client that waits for a ping's end is told nothing before: one commit, at its end, is enough
+        core.changed(record, can_wait=task_type is TaskType.PING and request.wait_s > 0)
         core.sample_if_stale(now)
         if is_new and request.run_or_skip and not request.is_forced and not core.decision.is_admitting:
-            core.ended(core.queue.skip(record.task_id, core.decision.reason, now), now)
+            record = core.queue.skip(record.task_id, core.decision.reason, now) or record
+            core.ended(record, now)
+        if request.wait_s > 0:
+            return self._when_ended(record, request.wait_s, request.rid, reply_to, now)
         return m.Submitted(rid=request.rid, task_id=record.task_id, is_new=is_new)
 
     def _get_task(self, request: m.GetTask, reply_to: ReplyTo, now: float) -> m.Reply | None:
         record = self._known(request.task_id)
         check_number("wait_s", request.wait_s)
+        if request.until_ended and request.wait_s > 0:
+            return self._when_ended(record, request.wait_s, request.rid, reply_to, now)
         if request.wait_s == 0 or record.version > request.seen or record.status.is_final:
             return m.TaskReply(rid=request.rid, task=self._core.with_reason(record, now))
         deadline_at = now + min(request.wait_s, MAX_WAIT_S)
         self._core.wait_for(Waiter(reply_to, request.rid, request.task_id, request.seen, deadline_at))
+        return None
+
+    def _when_ended(self, record: TaskRecord, wait_s: float, rid: int, reply_to: ReplyTo, now: float) -> m.Reply | None:
+        """Answer now where the task has ended, else when it has, or when `wait_s` has passed."""
+        if record.status.is_final:
+            return m.TaskReply(rid=rid, task=record)
+        if rid:
+            ends_at = now + min(wait_s, MAX_WAIT_S)
+            self._core.wait_for(Waiter(reply_to, rid, record.task_id, record.version, ends_at, until_ended=True))
         return None
 
     def _cancel(self, request: m.CancelTask, now: float) -> m.Reply:
@@ -193,6 +238,31 @@ class Requests:
             key, request.query, request.collection, request.document_id, request.relevance, now
         )
         return m.Done(rid=request.rid)
+
+    def _snapshot(self, rid: int, now: float) -> m.Reply:
+        core = self._core
+        core.feed.listened(now)
+        core.tell(now)  # so that `seq` is of this very state
+        open_tasks = core.queue.open()
+        return m.Snapshot(
+            rid=rid,
+            epoch=core.feed.epoch,
+            seq=core.feed.seq,
+            tasks=core.with_reasons(open_tasks[:MAX_ROWS], now),
+            open_tasks=len(open_tasks),
+            schedules=tuple(sorted(core.schedules.values(), key=lambda schedule: schedule.next_run_at)),
+            paused=core.queue.paused,
+            workers=tuple(WorkerJoined(index=w.index, role=w.role.value, pid=w.pid) for w in core.workers.values()),
+            problems=dict(core.problems),
+            resources=resources(core),
+            is_draining=core.is_draining,
+        )
+
+    def _next_events(self, request: m.NextEvents, reply_to: ReplyTo, now: float) -> m.Reply | None:
+        check_number("wait_s", request.wait_s)
+        limit, deadline_at = _bounded(request.limit), now + min(request.wait_s, MAX_WAIT_S)
+        reader = Reader(reply_to, request.rid, request.after, limit, deadline_at)
+        return self._core.feed.ask(reader, request.epoch, now)
 
     def _known(self, task_id: str) -> TaskRecord:
         record = self._core.find_task(task_id)

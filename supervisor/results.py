@@ -35,7 +35,7 @@ class ResultKeeper:
 
     def __init__(self, store: ResultStore, fold: CounterFold, popularity: Popularity, policy: CachePolicy) -> None:
         self.store = store
-        self._fold, self._popularity, self._policy = fold, popularity, policy
+        self._fold, self._popularity, self.policy = fold, popularity, policy
         self._lookups = self._hits = self._dropped = 0
         self._dependencies: dict[str, Dependencies] = {}  # collection -> of its entries, by key hash
         self._changes: deque[Change] = deque()
@@ -71,10 +71,10 @@ class ResultKeeper:
             held = {entry.key_hash: entry for entry in self.store.entries()}
             if key not in held:
                 self._evict_one(held, now)
-        ttl_s = self._policy.ttl_s if ttl_s is None else ttl_s
+        ttl_s = self.policy.ttl_s if ttl_s is None else ttl_s
         if not result.ids:
             ttl_s = min(ttl_s, EMPTY_TTL_S)
-        soft_at = now if is_stale else now + min(self._policy.soft_ttl_s, ttl_s)
+        soft_at = now if is_stale else now + min(self.policy.soft_ttl_s, ttl_s)
         if self.store.get(result.query_text, result.collection, result.scope) is not None:
             self._void.add(key)
         self.store.put(result, expires_at=now + ttl_s, soft_at=soft_at)
@@ -84,7 +84,7 @@ class ResultKeeper:
         return True
 
     def _is_full(self) -> bool:
-        return len(self.store) >= self._policy.max_entries
+        return len(self.store) >= self.policy.max_entries
 
     def _evict_one(self, held: dict[str, EntryInfo], now: float) -> None:
         """An expired entry goes first, then the one whose query is the least popular."""

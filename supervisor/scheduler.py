@@ -24,6 +24,9 @@ PERIOD_S = {TaskFrequency.HOURLY: 3600.0, TaskFrequency.DAILY: 86400.0, TaskFreq
 
 MAX_SALT = 16**12
 
+TOO_LATE = "a run was missed and left out: the next one is nearer than half a period"
+HAS_RUN = "a run was left out: it had been started before the clock was set back"
+
 
 class CatchUp(Enum):
     """What to do with a run whose time came while the service was down."""
@@ -121,6 +124,25 @@ def advance(schedule: ScheduleRecord, now: float, zone: ZoneInfo, *, has_run: bo
         next_run_at=next_run(schedule.frequency, now, zone),
         last_run_at=now if has_run else schedule.last_run_at,
     )
+
+
+def skip(schedule: ScheduleRecord, now: float, zone: ZoneInfo, reason: str) -> ScheduleRecord:
+    """Return the schedule moved on without a run, with the reason."""
+    return msgspec.structs.replace(advance(schedule, now, zone, has_run=False), note=reason)
+
+
+def reset(schedules: Iterable[ScheduleRecord], now: float, zone: ZoneInfo) -> list[ScheduleRecord]:
+    """Return the schedules whose next run the clock was set back behind, with the run that comes next from `now`.
+
+    Its instant may have had its run before: `Journal.fire_once` knows.
+    """
+    nearer = [(one, next_run(one.frequency, now, zone)) for one in schedules]
+    return [msgspec.structs.replace(one, next_run_at=at) for one, at in nearer if at < one.next_run_at]
+
+
+def unlisted(schedules: Iterable[ScheduleRecord], collections: Sequence[str]) -> list[ScheduleRecord]:
+    """Return the default schedules of collections that are not scheduled any more."""
+    return [one for one in schedules if one.metadata.get("origin") == "default" and one.collection not in collections]
 
 
 def default_schedules(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import pwd
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import msgspec
 
+from ..ipc.errors import ConfigError
 from ..ipc.paths import default_runtime_dir, default_state_dir
 from ..ipc.settings import ModelSettings, RerankSettings, Secret, StoreSettings, WorkerSettings
+from . import hangs
 from .governor import Limits
 from .queue import QueuePolicy
+from .restarts import Wear
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,7 +29,10 @@ class Service(Section, frozen=True):
     check_interval_s: float = 300.0
     timezone: str = ""
     grace_s: float = 10.0
+    max_rss_mib: int = 2048
+    max_tasks: int = 0
     log_level: str = "info"
+    allowed_users: tuple[str, ...] = ()
 
 
 class CpuLimits(Section, frozen=True):
@@ -80,6 +87,7 @@ class Retry(Section, frozen=True):
     max_kills: int = 3
     backoff_base_s: float = 2.0
     backoff_cap_s: float = 300.0
+    step_timeout_s: float = 900.0
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,6 +134,24 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
         queue = self.queue
         return QueuePolicy(queue.max_attempts, queue.max_kills, queue.backoff_base_s, queue.backoff_cap_s)
 
+    def allowed_uids(self) -> frozenset[int]:
+        """Return who may connect: this user, root, and the configured ones. Raises ConfigError for an unknown name."""
+        found = {os.getuid(), 0}
+        for name in self.service.allowed_users:
+            try:
+                found.add(int(name) if name.isdecimal() else pwd.getpwnam(name).pw_uid)
+            except KeyError:
+                raise ConfigError(
+                    f"service.allowed_users: {name!r} is neither a user of this machine nor a uid"
+                ) from None
+        return frozenset(found)
+
+    def hang_limits(self) -> hangs.Limits:
+        return hangs.Limits(self.queue.step_timeout_s, self.service.grace_s)
+
+    def wear(self) -> Wear:
+        return Wear(self.service.max_rss_mib * 1024, self.service.max_tasks)
+
     def worker_settings(self) -> WorkerSettings:
         store, model, reranker = self.store, self.model, self.reranker
         return WorkerSettings(
@@ -157,6 +183,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "service.workers": (0, 256),
     "service.check_interval_s": (1, 86400),
     "service.grace_s": (0, 600),
+    "service.max_rss_mib": (64, 1_048_576),
+    "service.max_tasks": (0, 1_000_000_000),
     "limits.active_hours_cpu_limit": (0, 1),
     "limits.quiet_hours_cpu_limit": (0, 1),
     "limits.memory_limit": (0, 1),
@@ -178,19 +206,23 @@ RANGES: dict[str, tuple[float, float]] = {
     "queue.max_kills": (1, 1000),
     "queue.backoff_base_s": (0.01, 3600),
     "queue.backoff_cap_s": (0.01, 86400),
+    "queue.step_timeout_s": (1, 86400),
 }
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
-def machine_zone() -> str:
-    """Return this machine's IANA zone: TZ, /etc/timezone, or where /etc/localtime points; UTC where none says."""
+def machine_zone(etc: Path = Path("/etc")) -> str:
+    """Return this machine's IANA zone: TZ, where /etc/localtime points, or /etc/timezone; UTC where none says.
+
+    In the order of what the rest of the machine goes by: /etc/timezone stays behind where only the link is changed.
+    """
     candidates = [os.environ.get("TZ", "").lstrip(":")]
-    timezone = Path("/etc/timezone")
+    target = os.path.realpath(etc / "localtime")
+    candidates.append(target.partition("/zoneinfo/")[2])
+    timezone = etc / "timezone"
     if timezone.is_file():
         candidates.append(timezone.read_text().strip())
-    target = os.path.realpath("/etc/localtime")
-    candidates.append(target.partition("/zoneinfo/")[2])
     for name in candidates:
         if name:
             try:

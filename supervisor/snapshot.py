@@ -5,6 +5,7 @@ No fsync: every record has a checksum, and a copy that is damaged is found out a
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -18,13 +19,21 @@ log = logging.getLogger(__name__)
 
 
 def save(store: ResultStore, snapshot: Path) -> None:
-    """Copy the store to `snapshot`, in place of an earlier copy. Called by the store's writer, between two writes."""
+    """Copy the store to `snapshot`, in place of an earlier copy. Called by the store's writer, between two writes.
+
+    Raises ResultStoreError where there is no room for it; the earlier copy stays.
+    """
     fresh = snapshot.with_name(snapshot.name + ".new")
-    fresh.unlink(missing_ok=True)
-    fd = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-    with os.fdopen(fd, "wb") as target:
-        store.copy_to(target)
-    os.replace(fresh, snapshot)
+    try:
+        fresh.unlink(missing_ok=True)
+        fd = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as target:
+            store.copy_to(target)
+        os.replace(fresh, snapshot)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            fresh.unlink(missing_ok=True)  # half a copy would only take more of the room that is missing
+        raise ResultStoreError(f"the results could not be saved to {snapshot}: {error.strerror}") from error
 
 
 def restore(snapshot: Path, results: Path) -> bool:
@@ -45,7 +54,7 @@ def restore(snapshot: Path, results: Path) -> bool:
             os.posix_fallocate(target.fileno(), 0, size)  # a full tmpfs says so here, not with SIGBUS later
             shutil.copyfileobj(source, target)
         except OSError as error:
-            fresh.unlink()
+            fresh.unlink(missing_ok=True)
             raise ResultStoreError(f"{results.parent} has no room for the saved results: {error.strerror}") from error
     os.replace(fresh, results)
     log.info("the result store was brought back from %s", snapshot)

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..ipc.commands import Command, Role
 from ..ipc.messages import Reply
 
 ReplyTo = Hashable
 """Whom to answer: a ROUTER's identity frame in the daemon, any token in the inline lane."""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What a look at a worker found (lookout.py): the age of its last heartbeat, its steps since it started, its RSS."""
+
+    heartbeat_age_s: float
+    steps: int
+    rss_kib: int
 
 
 @dataclass(slots=True)
@@ -20,11 +29,19 @@ class Worker:
     role: Role
     pid: int
     is_started: bool = False  # the owner: its socket answers; a task worker: it said Ready
-    task_id: str | None = None
+    task_id: str | None = None  # what it runs
     attempt: int = 0
+    is_tiny: bool = False  # what it runs takes no time worth speaking of, so more of it may be handed ahead
+    ahead: dict[str, int] = field(default_factory=dict)  # attempts it holds and has not begun, in order, by task
+    leased_at: float = 0.0  # when it got what it runs
+    granted_at: float = 0.0  # up to when `granted_s` is added up
+    granted_s: float = 0.0  # CPU seconds granted to what it runs
+    tasks: int = 0  # attempts that it has ended
+    is_leaving: bool = False  # it is replaced: it gets no further task
+    health: Health | None = None  # of the last look; None before it, and in the inline lane
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Waiter:
     """A client that asked to be told of a task's change."""
 
@@ -33,6 +50,7 @@ class Waiter:
     task_id: str
     seen: int
     deadline_at: float
+    until_ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..ipc.records import ExecutionRecord, QueryRecord, TaskStatus
+from ..ipc.records import ExecutionRecord, QueryRecord, TaskRecord, TaskStatus
 from .core import Core
+from .waiting import wait_of
+
+WAITING_ROWS = 100  # tasks whose wait is explained in the status, the next in turn; `tasks list` explains any
 
 
 def resources(core: Core) -> dict[str, Any]:
@@ -73,7 +76,7 @@ def service_status(core: Core, now: float, pid: int) -> dict[str, Any]:
             for task in open_tasks
             if task.status is TaskStatus.RUNNING
         ],
-        "waiting": [{"task_id": task.task_id, "why": core.why_waiting(task, now)} for task in pending],
+        "waiting": _waiting(core, pending, now),
         "workers": [
             {
                 "index": worker.index,
@@ -81,13 +84,40 @@ def service_status(core: Core, now: float, pid: int) -> dict[str, Any]:
                 "pid": worker.pid,
                 "state": "busy" if worker.task_id else "ready" if worker.is_started else "starting",
                 "task_id": worker.task_id,
+                "heartbeat_age_s": worker.health.heartbeat_age_s if worker.health else None,
+                "steps": worker.health.steps if worker.health else None,
+                "rss_mib": round(worker.health.rss_kib / 1024, 1) if worker.health else None,
             }
             for worker in core.workers.values()
         ],
+        "fork_server": core.fork_server,
         "paused": list(core.queue.paused),
+        "refused_connections": core.refused_connections,
         "store": _store(core),
         "problems": [f"{about}: {what}" for about, what in core.problems.items()],
     }
+
+
+def in_a_line(core: Core) -> str:
+    """Return what systemd shows of the service."""
+    running = len(core.queue.running())
+    words = f"{running} running, {len(core.queue.open()) - running} waiting"
+    return f"{words}; {len(core.problems)} problems: see morgan-background status" if core.problems else words
+
+
+def _waiting(core: Core, pending: list[TaskRecord], now: float) -> list[dict[str, Any]]:
+    held = core.conditions(now)
+    return [
+        {
+            "task_id": task.task_id,
+            "why": wait.why,
+            "cause": wait.cause.value,
+            "expected_at": wait.expected_at,
+            "expected": wait.expected,
+        }
+        for task in pending[:WAITING_ROWS]
+        if (wait := wait_of(task, held)) is not None
+    ]
 
 
 def _store(core: Core) -> dict[str, Any]:

@@ -9,18 +9,15 @@ from pathlib import Path
 import psutil
 
 
-def be_courteous(cpu: int | None) -> list[str]:
-    """Pin this process to `cpu`, and give way to everything else; return in words what is in force.
+def be_courteous() -> list[str]:
+    """Give way to everything else; return in words what is in force.
 
     Nice alone yields nothing to other sessions where the kernel groups by session (research: 2.1x the latency), hence
-    the autogroup. A step that is not permitted is left out: the CPU budget holds without it.
+    the autogroup. It is of the whole session, so this process must have one of its own. A step that is not permitted is
+    left out: the CPU budget holds without it.
     """
     in_force = []
     me = psutil.Process()
-    if cpu is not None:
-        with suppress(psutil.Error, OSError, ValueError):
-            me.cpu_affinity([cpu])
-            in_force.append(f"cpu {cpu}")
     with suppress(psutil.Error, OSError):
         me.nice(19)
         in_force.append("nice 19")

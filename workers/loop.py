@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
-from ..ipc.commands import Command, Drain, Event, Failed, Finished, Progress, Run, Stopped, StopTask
+from ..ipc.commands import Command, Drain, Event, Failed, Finished, Leaving, Progress, Run, Stopped, StopTask
 from ..ipc.errors import MorganError
-from ..ipc.records import TaskType
 from .pacing import Pacer
-from .task import Job, Outcome, Step, TaskFunction, Tools, Verdict, drive
+from .task import Bare, Job, Outcome, Step, Tasks, Tools, Verdict, drive
 
 log = logging.getLogger(__name__)
 
@@ -45,39 +45,54 @@ class Interrupted(Exception):
 
 
 class TaskWorker:
-    """Runs one task at a time. `make_tools(pace)` is called at the first task: models load late.
+    """Runs one task at a time. `make_tools(pace)` is called at the first task that needs any: models load late.
 
-    `duty()` is the share of one CPU granted now, in permille; `count_step()` is called after each step; `cpu()` is the
-    CPU time used so far, in seconds.
+    `duty()` is the share of one CPU granted now, in permille; `count_step()` is called after each step, `count_pace()`
+    at each sign of life within one; `cpu()` is the CPU time used so far, in seconds.
     """
 
     def __init__(
         self,
         port: Port,
         make_tools: MakeTools,
-        tasks: Mapping[TaskType, TaskFunction],
+        tasks: Tasks,
         *,
         duty: Callable[[], int],
         count_step: Callable[[], None],
+        count_pace: Callable[[], None] = lambda: None,
         cpu: Callable[[], float] = time.process_time,
     ) -> None:
         self._port, self._make_tools, self._tasks, self._count_step = port, make_tools, tasks, count_step
         self._tools: Tools | None = None
         self._is_leaving = False
         self._cpu = cpu
-        self._pacer = Pacer(duty=duty, wait=port.nap, check=self._check, cpu=cpu)
+        self._pacer = Pacer(duty=duty, wait=port.nap, check=self._check, cpu=cpu, count=count_pace)
         self._running: Run | None = None
+        self._ahead: deque[Run] = deque()  # handed over while another ran
 
     def serve(self) -> None:
-        """Serve until drained."""
+        """Serve until drained; what was not begun by then is given back."""
         while not self._is_leaving:
-            match self._port.wait(None):
+            match self._ahead.popleft() if self._ahead else self._port.wait(None):
                 case Run() as command:
                     self.run(command)
                 case Drain():
-                    return
+                    self._leave()
                 case _:
                     pass  # StopTask for a task that ended meanwhile
+        while (late := self._port.peek()) is not None:
+            self._port.wait(0)
+            if isinstance(late, Run):
+                self._ahead.append(late)
+        for command in self._ahead:
+            self._give_back(command)
+
+    def _leave(self) -> None:
+        self._is_leaving = True
+        self._port.send(Leaving())  # before the tasks go back: else one of them could be handed to this worker again
+
+    def _give_back(self, command: Run, *, is_cancelled: bool = False) -> None:
+        self._port.send(Stopped(task_id=command.task_id, attempt=command.attempt, is_cancelled=is_cancelled, cpu_s=0.0))
 
     def run(self, command: Run) -> None:
         """Run one attempt to its end and report how it ended. Raises nothing a task does wrong."""
@@ -89,10 +104,6 @@ class TaskWorker:
             return self._cpu() - cpu_before_s
 
         try:
-            if self._tools is None:
-                self._tools = self._make_tools(self._pacer.pace)
-            self._pacer.reset()
-            task = self._tasks[command.task_type]
             job = Job(
                 task_id,
                 command.task_type,
@@ -102,7 +113,15 @@ class TaskWorker:
                 command.checkpoint,
                 command.cached,
             )
-            ended = drive(task(job, self._tools), self._on_step)
+            task = self._tasks[command.task_type]
+            if isinstance(task, Bare):
+                steps = task.steps(job)
+            else:
+                if self._tools is None:
+                    self._tools = self._make_tools(self._pacer.pace)
+                self._pacer.reset()
+                steps = task(job, self._tools)
+            ended = drive(steps, self._on_step)
         except Interrupted:
             ended = self._verdict()
         except MorganError as error:
@@ -168,10 +187,16 @@ class TaskWorker:
             self._port.wait(0)
             match command:
                 case Drain():
-                    self._is_leaving = True
+                    self._leave()
                     return Verdict.PAUSE
                 case StopTask() if self._running is not None and command.task_id == self._running.task_id:
                     return Verdict.CANCEL if command.is_cancelled else Verdict.PAUSE
+                case StopTask():
+                    for other in [one for one in self._ahead if one.task_id == command.task_id]:
+                        self._ahead.remove(other)
+                        self._give_back(other, is_cancelled=command.is_cancelled)
+                case Run():
+                    self._ahead.append(command)
         return Verdict.GO_ON
 
     def _check(self) -> None:

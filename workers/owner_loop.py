@@ -13,28 +13,31 @@ from ..ipc.errors import ModelUnavailable
 from ..ipc.records import ComputedResult
 from ..ipc.sockets import HIGH_WATER, bind_router
 from .link import Link
-from .models import SentenceTransformerEmbedder
 from .open_store import open_store
 from .owner import Desk, OwnerService
-from .reranker import make_reranker
+from .task import Embedder, Reranker
 
 log = logging.getLogger(__name__)
 
 
-def run_owner(link: Link, command: Configure) -> None:
-    """Open the store, load the model, serve. A missing model leaves everything but embedding in service."""
+def run_owner(
+    link: Link, command: Configure, embedder: Embedder, reranker: Reranker, *, is_model_refused: bool
+) -> None:
+    """Open the store, load the model unless that was tried in vain, serve.
+
+    A missing model leaves everything but embedding in service.
+    """
     settings = command.settings
     store = open_store(settings.store, None)
-    embedder = SentenceTransformerEmbedder(settings.model)
-    try:
-        log.info("model %s ready, %d dimensions", embedder.name, embedder.size)
-    except ModelUnavailable as error:
-        log.error("%s", error)
+    if not is_model_refused:
+        try:
+            log.info("model %s ready, %d dimensions", embedder.name, embedder.size)
+        except ModelUnavailable as error:
+            log.error("%s", error)
 
     def publish(results: tuple[ComputedResult, ...]) -> None:
         link.send(Published(results=results))
 
-    reranker = make_reranker(settings.rerank, embedder)
     service = OwnerService(store, embedder, reranker, settings, publish, report=link.send)
     socket = bind_router(link.context, Path(command.owner_socket), max_bytes=MAX_CALL_BYTES, high_water=HIGH_WATER)
     link.poller.register(socket, zmq.POLLIN)

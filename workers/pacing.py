@@ -14,7 +14,8 @@ SLICE_S = 0.05  # a change of the duty, or a stop, takes effect within this whil
 class Pacer:
     """Keep CPU time at `duty()` permille of wall time, averaged from one `pace` to the next.
 
-    `wait(seconds)` returns early if it likes; `check()` is called in each slice and raises to leave the wait.
+    `wait(seconds)` returns early if it likes; `check()` is called in each slice and raises to leave the wait. `count()`
+    is called by each `pace` and in each slice: who waits for its budget has not hung.
     """
 
     def __init__(
@@ -24,7 +25,9 @@ class Pacer:
         check: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
         cpu: Callable[[], float] = time.process_time,
+        count: Callable[[], None] = lambda: None,
     ) -> None:
+        self._count = count
         self._duty, self._wait, self._check, self._clock, self._cpu = duty, wait, check, clock, cpu
         self.waited_s = 0.0
         self.reset()
@@ -44,9 +47,11 @@ class Pacer:
     def pace(self) -> None:
         """Return when the CPU time used so far fits the duty granted so far. Raises what `check` raises."""
         duty = self._account()
+        self._count()
         while self._credit_s < 0 or duty == 0:
             before = self._clock()
             self._check()
+            self._count()
             self._wait(min(SLICE_S, -self._credit_s * 1000 / duty) if duty else SLICE_S)
             self.waited_s += self._clock() - before
             duty = self._account()

@@ -66,7 +66,7 @@ def reindex(job: Job, tools: Tools) -> Steps:
         tools.pace()
         changed: tuple[PointsChanged, ...] = ()
         points, at_next = store.scroll(job.collection, after=at.after, limit=tools.settings.scroll_size)
-        texts = {point.id: text for point in points if (text := _text(point, model.text_field)) is not None}
+        texts = {point.id: text for point in points if (text := text_of(point, model.text_field)) is not None}
         at.without_text += len(points) - len(texts)
         _note_fields(fields, points)
         wanted = {i: stamp(fingerprint(t), tools.embedder.name, tools.embedder.revision) for i, t in texts.items()}
@@ -137,7 +137,8 @@ def _name_of(judged: Sequence[QueryJob]) -> str:
     return fingerprint(repr(sorted((query.text, sorted(query.judgments.items())) for query in judged)))
 
 
-def _text(point: Point, field: str) -> str | None:
+def text_of(point: Point, field: str) -> str | None:
+    """Return the text a point is embedded from; None where it has none."""
     text = point.payload.get(field)
     return text if isinstance(text, str) and text.strip() else None
 

@@ -31,6 +31,10 @@ class CrossEncoderReranker:
     def name(self) -> str:
         return self._name
 
+    def load(self) -> None:
+        """Load the weights now. Raises ModelUnavailable."""
+        _ = self._model
+
     @cached_property
     def _model(self) -> Any:
         def load(target: str, is_folder: bool) -> Any:

@@ -116,6 +116,16 @@ Steps = Generator[Step, None, Outcome]
 TaskFunction = Callable[[Job, Tools], Steps]
 
 
+@dataclass(frozen=True, slots=True)
+class Bare:
+    """A task that needs no tools: for it no model is loaded and no store is opened."""
+
+    steps: Callable[[Job], Steps]
+
+
+Tasks = Mapping[TaskType, TaskFunction | Bare]
+
+
 class Verdict(Enum):
     GO_ON = "go_on"  # run the next step
     PAUSE = "pause"  # stop here, resume later at the checkpoint

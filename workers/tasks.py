@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from ..ipc.records import TaskType
+from .dry_run import or_dry, would_compute, would_embed
+from .ping import ping
 from .reindexing import reindex
 from .reranking import rerank, warm
-from .task import TaskFunction
+from .task import Bare, Tasks
 
-TASKS: Mapping[TaskType, TaskFunction] = {
-    TaskType.REINDEX: reindex,
-    TaskType.RERANK: rerank,
-    TaskType.WARM: warm,
+TASKS: Tasks = {
+    TaskType.REINDEX: or_dry(reindex, would_embed),
+    TaskType.RERANK: or_dry(rerank, would_compute),
+    TaskType.WARM: or_dry(warm, would_compute),
+    TaskType.PING: Bare(ping),
 }

@@ -144,3 +144,13 @@ def test_a_board_is_its_owners_alone_and_begins_with_zeroes(tmp_path: Path) -> N
     assert [board.duty(row) for row in range(3)] == [0, 0, 0]
     assert [one.name for one in tmp_path.iterdir()] == ["board"]
     board.close()
+
+
+def test_signs_of_life_within_a_step_are_a_word_of_their_own(tmp_path: Path) -> None:
+    board = Board.create(tmp_path / "board", 2)
+    for _ in range(3):
+        board.count_pace(1)
+    assert (board.read(1), board.read(0)) == (Beat(0, 0, 0, 3), Beat(0, 0, 0, 0))
+    board.clear(1)
+    assert board.read(1) == Beat(0, 0, 0, 0)
+    board.close()

@@ -200,6 +200,49 @@ def test_a_row_just_being_made_and_a_missing_folder_are_nothing_yet(tmp_path: Pa
     assert CounterFold(tmp_path / "none").fold() == totals(0, 0)
 
 
+def test_the_row_that_a_killed_reader_had_not_finished_is_removed(tmp_path: Path) -> None:
+    with subprocess.Popen(["/bin/cat"], stdin=subprocess.PIPE) as reader:
+        name = f"{reader.pid}-{start_time(reader.pid)}-0"
+        (tmp_path / name).write_bytes(bytes(8 * (16 + SLOTS)))
+        fold = CounterFold(tmp_path)
+        fold.fold()
+        assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert fold.fold() == totals(0, 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_row_is_left_alone(tmp_path: Path) -> None:
+    reader = Reader(tmp_path)
+    reader.count(1, 2)
+    (row,) = tmp_path.iterdir()
+    for name in ("notes.txt", "1-2", "a-b-c", "1-2-3-4"):
+        (tmp_path / name).write_bytes(row.read_bytes())
+    (tmp_path / "1-2-3").mkdir()
+    os.mkfifo(tmp_path / "1-2-4")
+    (tmp_path / f"{os.getpid()}-{start_time(os.getpid())}-77").write_bytes(row.read_bytes() + b"odd")
+    fold = CounterFold(tmp_path)
+    assert fold.fold() == totals(1, 1, {2: 1}, 1)
+    reader.end()
+    assert fold.fold() == totals(1, 1)
+    assert len(list(tmp_path.iterdir())) == 7
+
+
+def test_a_number_that_a_thread_stored_late_lowers_no_sum(tmp_path: Path) -> None:
+    fold, row = CounterFold(tmp_path), ReaderCounters(tmp_path, SLOTS, 0)
+    row.hits[1], row.hits[2] = 5, 1
+    for _ in range(3):
+        row.miss()
+    assert fold.fold() == totals(3, 6, {1: 5, 2: 1}, 1)
+    row.hits[1] = 4
+    row._words[3] = 2
+    assert fold.fold() == totals(3, 6, {}, 1)
+    row.hits[1] = 7
+    assert fold.fold() == totals(3, 8, {1: 2}, 1)
+    row.hits[1] = 6
+    row.close()
+    assert fold.fold() == fold.fold() == totals(3, 8)
+
+
 def test_the_start_of_a_process_is_its_own_and_none_once_it_is_reaped() -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         started = start_time(child.pid)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from morgan.background.ipc.errors import ConfigError
@@ -131,6 +133,88 @@ def test_totals_stay_true_when_old_executions_are_forgotten(monkeypatch: pytest.
         "improvement_count": 2,
         "improvement_sum": 0.0,
     }
+    journal.close()
+
+
+def test_executions_are_found_by_what_they_were() -> None:
+    journal = Journal(None)
+    for number in range(6):
+        journal.add_execution(execution(number))
+    journal.add_execution(msgspec.structs.replace(execution(6), task_type=TaskType.WARM, collection="code"))
+
+    def found(limit: int = 99, **wanted: Any) -> list[str]:
+        return [one.task_id for one in journal.executions(limit, **wanted)]
+
+    assert found(status=TaskStatus.FAILED) == ["t6", "t4", "t2", "t0"]
+    assert found(status=TaskStatus.COMPLETED, task_type=TaskType.RERANK, collection="docs") == ["t5", "t3", "t1"]
+    assert found(task_type=TaskType.WARM) == found(collection="code") == ["t6"]
+    assert found(1, collection="docs") == ["t5"]
+    assert found(collection="nothing") == []
+    journal.close()
+
+
+def test_a_file_of_version_1_keeps_its_history_and_it_is_found_by_what_it_was(tmp_path: Path) -> None:
+    db = sqlite3.connect(tmp_path / "j")
+    columns = "task_type text not null default '', collection text not null default '', status text not null default ''"
+    old = journal_module.SCHEMA.replace(f",\n  {columns}", "")
+    assert old != journal_module.SCHEMA
+    db.executescript(f"begin; {old} pragma user_version = 1; commit;")
+    for number in range(3):
+        db.execute("insert into execution values (null, 0, ?)", (msgspec.msgpack.encode(execution(number)),))
+    db.execute("insert into execution values (null, 0, x'c1')")  # damaged
+    db.commit()
+    db.close()
+    for _ in range(2):  # the second time it is of the new version
+        journal = Journal(tmp_path / "j")
+        assert [one.task_id for one in journal.executions(99, status=TaskStatus.FAILED)] == ["t2", "t0"]
+        assert [one.task_id for one in journal.executions(99)] == ["t2", "t1", "t0"]
+        journal.close()
+
+
+def test_a_task_that_changes_many_times_before_a_commit_is_written_once_in_its_last_state(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j")
+    journal.save_task(task(1))
+    assert journal.task("warm_docs_1") == task(1)  # what is not written yet is found all the same
+    assert journal.tasks() == [task(1)]
+    for status in (TaskStatus.RUNNING, TaskStatus.COMPLETED):
+        journal.save_task(task(1, status))
+    journal.commit()
+    other = sqlite3.connect(tmp_path / "j")
+    assert other.execute("select status from task").fetchall() == [("completed",)]
+    other.close()
+    journal.close()
+
+
+def test_what_can_wait_is_written_with_the_next_commit_that_is_made_for_something_else(tmp_path: Path) -> None:
+    journal, other = Journal(tmp_path / "j"), sqlite3.connect(tmp_path / "j")
+
+    def written() -> list[str]:
+        return [name for (name,) in other.execute("select id from task order by id")]
+
+    journal.save_task(task(1), can_wait=True)
+    journal.commit()
+    assert written() == []
+    journal.save_task(task(2))
+    journal.commit()
+    assert written() == ["warm_docs_1", "warm_docs_2"]
+    journal.save_task(task(3), can_wait=True)
+    journal.close()  # nothing waits for ever
+    assert written() == ["warm_docs_1", "warm_docs_2", "warm_docs_3"]
+    other.close()
+
+
+def test_an_ended_ping_is_forgotten_after_an_hour_and_nothing_else_is() -> None:
+    journal, now = Journal(None), 10 * DAY_S
+    for name, status, at in (
+        ("ping_a_1", TaskStatus.COMPLETED, now - 4000),
+        ("ping_a_2", TaskStatus.COMPLETED, now - 3000),
+        ("ping_a_3", TaskStatus.PENDING, now - 4000),
+        ("pingpong", TaskStatus.COMPLETED, now - 4000),
+        ("warm_a_1", TaskStatus.COMPLETED, now - 4000),
+    ):
+        journal.save_task(msgspec.structs.replace(task(1, status), task_id=name, created_at=at))
+    journal.prune(now)
+    assert {one.task_id for one in journal.tasks()} == {"ping_a_2", "ping_a_3", "pingpong", "warm_a_1"}
     journal.close()
 
 

@@ -143,3 +143,17 @@ def test_a_clock_that_goes_back_grants_nothing_and_hangs_nothing(back_s: float) 
     time.pacer.pace()
     time.work(0.2)
     assert time.pacer.waited_s <= 0.2 / 0.5
+
+
+def test_every_slice_of_a_wait_is_a_sign_of_life() -> None:
+    """Who waits for its budget, for however long, has not hung."""
+    left, signs = [0] * 20, [0]
+
+    def count() -> None:
+        signs[0] += 1
+
+    pacer = Pacer(
+        lambda: left.pop() if left else 500, lambda _: None, lambda: None, lambda: 0.0, lambda: 0.0, count=count
+    )
+    pacer.pace()
+    assert signs[0] == 1 + 20

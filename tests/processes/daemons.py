@@ -10,10 +10,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import psutil
@@ -38,6 +38,7 @@ ALL_OF_THE_MACHINE = {
 }
 
 
+T = TypeVar("T")
 Context = zmq.Context[zmq.Socket[bytes]]
 
 
@@ -127,6 +128,16 @@ class Daemon:
             return expect(messages.Welcome, self.client.request(messages.Hello())).pid == self.pid
         except ServiceUnavailable:
             return False
+
+    def until(self, found: Callable[[dict[str, Any]], T | None]) -> T:
+        """Ask for the status until `found` finds something in it; fail when the daemon ends, or after TASK_S."""
+        assert self.process is not None
+        deadline_at = time.monotonic() + TASK_S
+        while (one := found(report := self.client.status())) is None:
+            assert time.monotonic() < deadline_at, report
+            with suppress(subprocess.TimeoutExpired):
+                raise AssertionError(f"the daemon ended with {self.process.wait(0.02)}:\n{self.log.read_text()}")
+        return one
 
     # --- what tests ask of it -----------------------------------------------------------------------------------------
 

@@ -9,16 +9,19 @@ from typing import Any
 
 import psutil
 
-from morgan.background.ipc import messages
-from morgan.background.ipc.client import expect
 from tests.processes.daemons import Daemon
 
 HEAVY = re.compile(r"torch|sentence_transformers|qdrant|tokenizers|safetensors|sklearn")
 
 
 def workers(daemon: Daemon, role: str) -> list[dict[str, Any]]:
-    report = expect(messages.Report, daemon.client.request(messages.Status())).report
-    return [worker for worker in report["workers"] if worker["role"] == role]
+    return [worker for worker in whole(daemon)["workers"] if worker["role"] == role]
+
+
+def whole(daemon: Daemon) -> dict[str, Any]:
+    """Return the status, once every worker has its place."""
+    places = int(daemon.env["MORGAN_SERVICE_WORKERS"]) + 1
+    return daemon.until(lambda report: report if len(report["workers"]) == places else None)
 
 
 def test_task_workers_are_pinned_each_to_its_own_cpu_and_give_way_to_everything(bare: Daemon) -> None:
@@ -46,9 +49,10 @@ def test_the_owner_answers_applications_and_is_neither_pinned_nor_niced(bare: Da
 
 
 def test_the_status_names_every_process_and_the_daemon_is_their_parent(bare: Daemon) -> None:
-    report = expect(messages.Report, bare.client.request(messages.Status())).report
+    report = whole(bare)
     assert report["pid"] == bare.pid
-    assert {worker["pid"] for worker in report["workers"]} == {child.pid for child in bare.children()}
+    named = {worker["pid"] for worker in report["workers"]} | {report["fork_server"]}
+    assert named == {child.pid for child in bare.children()}
     assert (report["lane"], report["service_running"], report["problems"]) == ("daemon", True, [])
 
 

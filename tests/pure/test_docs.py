@@ -22,7 +22,7 @@ from qdrant_client import QdrantClient
 
 from morgan.background.cli import parser as cli
 from morgan.background.inline import InlineLane
-from morgan.background.ipc import calls, launch, layout, messages, reader, sockets, wire
+from morgan.background.ipc import calls, events, launch, layout, messages, reader, sockets, wire
 from morgan.background.ipc.client import expect
 from morgan.background.ipc.errors import MorganError
 from morgan.background.ipc.records import ComputedResult
@@ -69,6 +69,8 @@ NATIVE = {
 def type_words(of: inspect.Type) -> str:
     """Return a field's type as the protocol's document writes it."""
     match of:
+        case inspect.UnionType() if all(_is_event(one) for one in of.types):
+            return "Event"
         case inspect.UnionType():
             return " or ".join(type_words(one) for one in of.types)
         case inspect.VarTupleType():
@@ -79,11 +81,17 @@ def type_words(of: inspect.Type) -> str:
     return NATIVE[type(of)]
 
 
+def _is_event(of: inspect.Type) -> bool:
+    return isinstance(of, inspect.StructType) and issubclass(of.cls, events.Event)
+
+
 def fields_of(kind: type[msgspec.Struct]) -> list[str]:
     """Return the fields of a message or record as `name: type = default`, less the envelope's."""
     found = inspect.type_info(kind)
     assert isinstance(found, inspect.StructType)
-    named = [one for one in found.fields if not (issubclass(kind, messages.Message) and one.name in ("v", "rid"))]
+    common = ("v", "rid") if issubclass(kind, messages.Message) else ("seq", "at")
+    is_enveloped = issubclass(kind, messages.Message | events.Event)
+    named = [one for one in found.fields if not (is_enveloped and one.name in common)]
     return [f"{one.encode_name}: {type_words(one.type)}{_default(one)}" for one in named]
 
 
@@ -122,9 +130,12 @@ GROUPS = {
     "## Requests": get_args(messages.Request),
     "## Replies": get_args(messages.Reply),
     "### Calls": get_args(calls.Call),
+    "### Kinds of events": get_args(events.AnyEvent),
     "### Answers": [kind for kind in get_args(calls.Answer) if kind is not messages.Failure],
 }
-CROSSING = set(kinds_in([kind for group in GROUPS.values() for kind in group]))
+CROSSING = {
+    kind for kind in kinds_in([one for group in GROUPS.values() for one in group]) if not issubclass(kind, events.Event)
+}
 
 
 @pytest.mark.parametrize("heading", GROUPS)
@@ -162,7 +173,7 @@ def test_the_documented_limits_are_those_in_force() -> None:
         "request": f"{wire.MAX_CLIENT_BYTES // 1024} KiB",
         "call": f"{calls.MAX_CALL_BYTES // 2**20} MiB",
         "unread requests": f"{sockets.CLIENT_HIGH_WATER} a connection",
-        "unread replies": f"{sockets.HIGH_WATER} a connection",
+        "unread replies": f"{sockets.CLIENT_UNREAD} a connection",
         "handshake": f"{sockets.HANDSHAKE_MS / 1000:g} s",
         "rows": f"{served.MAX_ROWS} a list",
         "wait_s": f"{served.MAX_WAIT_S:g} s",

@@ -20,6 +20,9 @@ GOOD: Mapping[str, list[Any]] = {
     "max_queries": [1, 50],
     "queries": [[], ["a", "b"], ("a",)],
     "scope": ["popular", "all"],
+    "dry_run": [True, False],
+    "token": ["", "a" * 64],
+    "hold_s": [1, 0.25, 3600],
 }
 BAD: Mapping[str, list[Any]] = {
     "force_rebuild": [1, None, "true"],
@@ -27,6 +30,9 @@ BAD: Mapping[str, list[Any]] = {
     "max_queries": [0, -1, True, 2.0, "3", None],
     "queries": ["a", [""], [" "], [1], None, {"a": 1}],
     "scope": ["some", None, [], 1],
+    "dry_run": [1, "no"],
+    "token": ["a" * 65, 1, None],
+    "hold_s": [0, -1, True, "1", 3601, float("nan"), float("inf"), None],
 }
 
 

@@ -1,4 +1,4 @@
-"""The order of tasks, their retries, and the words for why one waits. Any order of events: test_queue_histories.py."""
+"""The order of tasks and their retries. Why one waits: test_waiting.py. Any order of events: test_queue_histories.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from morgan.background.ipc.records import TaskProgress, TaskRecord, TaskStatus, TaskType
-from morgan.background.supervisor.queue import Queue, QueuePolicy
+from morgan.background.supervisor.queue import DEADLINE, Queue, QueuePolicy
+from morgan.background.supervisor.ready import SPARE
 
 POLICY = QueuePolicy(max_attempts=3, max_kills=2, backoff_base_s=2.0, backoff_cap_s=60.0)
 
@@ -18,12 +19,6 @@ def queue_with(**changes: Any) -> tuple[Queue, TaskRecord]:
     queue = Queue(POLICY)
     record, _ = queue.submit(TaskType.WARM, "docs", {}, now=0.0, salt=1, **changes)
     return queue, queue.lease(record.task_id, 0, 0.0)
-
-
-def why(queue: Queue, task_id: str, now: float, *, is_admitting: bool = True, idle_workers: int = 1) -> str:
-    return queue.waits_for(
-        task_id, now, is_admitting=is_admitting, admission_reason="others need it", idle_workers=idle_workers
-    )
 
 
 def test_the_highest_priority_runs_first_and_the_oldest_among_equals() -> None:
@@ -104,16 +99,97 @@ def test_time_left_follows_the_pace_of_this_attempt_alone() -> None:
     assert shown.progress.eta_s == pytest.approx(40.0)
 
 
-def test_every_reason_to_wait_is_said_in_words() -> None:
-    queue, task = queue_with()
-    other, _ = queue.submit(TaskType.REINDEX, "docs", {}, now=1.0, salt=2)
-    assert task.task_id in why(queue, other.task_id, 1.0)
-    queue.fail(task.task_id, 1, "error", "it broke", True, 1.0, 0.0)
-    assert "it broke" in why(queue, task.task_id, 1.0)
-    assert "attempt 1 of 3" in why(queue, task.task_id, 1.0)
-    assert "others need it" in why(queue, other.task_id, 1.0, is_admitting=False)
-    assert "workers are busy" in why(queue, other.task_id, 1.0, idle_workers=0)
+def test_a_ping_runs_without_budget_or_store_and_beside_others_of_its_collection() -> None:
+    queue, _ = queue_with()
+    for salt in (2, 3):
+        queue.submit(TaskType.PING, "docs", {"token": str(salt)}, now=1.0, salt=salt)
+    waiting, _ = queue.submit(TaskType.WARM, "code", {}, now=0.5, salt=4)
+    for _ in range(2):
+        ready = queue.next_ready(2.0, is_admitting=False, is_store_ready=False)
+        assert ready is not None
+        assert ready.task_type is TaskType.PING
+        queue.lease(ready.task_id, 1, 2.0)
+    assert queue.next_ready(2.0, is_admitting=False, is_store_ready=False) is None
+    assert queue.next_ready(2.0, is_admitting=True) == waiting
+    assert len(queue.running("docs")) == 3
+
+
+def test_a_task_that_has_not_ended_by_its_deadline_is_given_up_with_what_kept_it() -> None:
+    queue = Queue(POLICY)
+    task, _ = queue.submit(TaskType.WARM, "docs", {}, now=0.0, salt=1, deadline_s=10.0)
+    leased = queue.lease(task.task_id, 0, 1.0)
+    queue.fail(task.task_id, leased.attempt, "store_unavailable", "no answer", True, 2.0, 0.0)
+    assert queue.next_deadline(2.0) == 4.0
+    assert queue.expire(9.9) == []
+    (ended,) = queue.expire(10.0)
+    assert (ended.status, ended.error_code) == (TaskStatus.FAILED, DEADLINE)
+    assert ended.error_message == "it had not ended 10 s after it was accepted; before: no answer"
+
+
+def test_no_attempt_is_waited_for_that_would_begin_after_the_deadline() -> None:
+    queue, task = queue_with(deadline_s=1.0)
+    ended = queue.fail(task.task_id, task.attempt, "error", "it broke", True, 0.5, 0.0)
+    assert ended is not None
+    assert (ended.status, ended.error_code, ended.failures) == (TaskStatus.FAILED, DEADLINE, 1)
+    assert "it broke" in (ended.error_message or "")
+
+
+@pytest.mark.parametrize("how", ["stops", "fails", "dies", "completes"])
+def test_a_running_task_past_its_deadline_ends_as_soon_as_its_worker_leaves_it(how: str) -> None:
+    queue, task = queue_with(deadline_s=10.0)
+    (marked,) = queue.expire(10.0)
+    assert (marked.status, marked.error_code) == (TaskStatus.RUNNING, DEADLINE)
+    assert queue.expire(11.0) == []  # its worker is told once
+    match how:
+        case "stops":
+            ended = queue.stopped(task.task_id, 1, False, 11.0)
+        case "fails":
+            ended = queue.fail(task.task_id, 1, "error", "it broke", True, 11.0, 0.0)
+        case "dies":
+            (ended,) = queue.worker_died(0, 11.0)
+        case _:
+            ended = queue.complete(task.task_id, 1, {"success": True}, 11.0)
+    assert ended is not None
+    done = (TaskStatus.COMPLETED, None) if how == "completes" else (TaskStatus.FAILED, DEADLINE)
+    assert (ended.status, ended.error_code) == done
+
+
+def test_two_equal_tasks_have_the_later_deadline_and_a_requeued_one_has_none() -> None:
+    queue = Queue(POLICY)
+    first, _ = queue.submit(TaskType.WARM, "docs", {}, now=0.0, salt=1, deadline_s=5.0)
+    raised, is_new = queue.submit(TaskType.WARM, "docs", {}, now=1.0, salt=2, deadline_s=9.0)
+    assert (raised.task_id, is_new, raised.deadline_at) == (first.task_id, False, 10.0)
+    assert queue.expire(5.0) == []
+    (ended,) = queue.expire(10.0)
+    back = queue.requeue(ended, 20.0)
+    assert back is not None
+    assert (back.status, back.deadline_at) == (TaskStatus.PENDING, None)
+    assert queue.expire(99.0) == []
+    endless, _ = queue.submit(TaskType.WARM, "docs", {}, now=99.0, salt=3, deadline_s=1.0)
+    assert (endless.task_id, endless.deadline_at) == (first.task_id, None)
+
+
+def test_a_death_counts_against_the_begun_task_alone() -> None:
+    queue = Queue(POLICY)
+    ids = [queue.submit(TaskType.PING, "docs", {"token": n}, now=0.0, salt=n)[0].task_id for n in range(3)]
+    for task_id in ids:
+        queue.lease(task_id, 7, 0.0)
+    back = {task.task_id: task.kills for task in queue.worker_died(7, 1.0, begun=ids[0])}
+    assert back == {ids[0]: 1, ids[1]: 0, ids[2]: 0}
+
+
+def test_what_is_submitted_and_taken_back_again_and_again_takes_no_memory() -> None:
+    queue = Queue(POLICY)
+    keeper, _ = queue.submit(TaskType.WARM, "docs", {}, now=0.0, salt=0)
     queue.pause("docs")
-    assert "docs is paused" in why(queue, other.task_id, 1.0)
-    queue.pause(None)
-    assert "everything is paused" in why(queue, other.task_id, 1.0)
+    for salt in range(1, 5000):
+        task, _ = queue.submit(TaskType.RERANK, "docs", {"max_queries": salt}, now=float(salt), salt=salt)
+        assert queue.cancel(task.task_id, 9e9) is not None
+        queue.submit(TaskType.WARM, "docs", {}, now=0.0, salt=salt, priority=salt)
+        queue.resume("docs")
+        queue.pause("docs")
+    ready = queue._ready
+    held = [*ready._lanes.values(), *ready._heads.values(), queue._back_offs, queue._deadlines]
+    assert sum(len(one) for one in held) < 10 * SPARE
+    queue.resume("docs")
+    assert queue.next_ready(9e9, is_admitting=True) == queue.get(keeper.task_id)

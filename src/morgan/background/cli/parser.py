@@ -24,7 +24,7 @@ OK, FAILED, USAGE, NO_SERVICE = range(4)
 INTERRUPTED = 130  # as a shell reports SIGINT
 
 FREQUENCIES = ("hourly", "daily", "weekly")
-TYPES = ("reindex", "rerank", "warm")
+TYPES = ("reindex", "rerank", "warm", "ping")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,10 +58,17 @@ def build() -> argparse.ArgumentParser:
     add("serve", "run the service until SIGTERM", "service:serve")
     add("stop", "drain and end the service", "service:stop")
     add("status", "show what runs, what waits and why, budget, cache, problems", "service:status")
+    why = add("why", "say why tasks wait, when they are expected to run, and what schedules do", "service:why")
+    why.add_argument("id", nargs="?", help="of one task or schedule")
+    add("reload", "read the configuration again, and say what takes effect", "service:reload")
+    watch = add("watch", "print what happens as it happens, until Ctrl-C", "watch:watch")
+    watch.add_argument("--for", type=float, dest="for", metavar="SECONDS", help="end by itself after this long")
     run = add("run", "run one task now and show its progress", "tasks:run")
     run.add_argument("type", help=" | ".join(TYPES))
     run.add_argument("collection")
     run.add_argument("--force", action="store_true", help="run it whatever the CPU budget")
+    run.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    run.add_argument("--deadline", type=float, metavar="SECONDS", help="give it up where it has not ended by then")
     run.add_argument("--no-wait", action="store_true", help="hand it in and return")
     run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter, its value in JSON")
     _schedule(add("schedule", "list, add or remove scheduled tasks", "schedule:schedule"))
@@ -72,8 +79,21 @@ def build() -> argparse.ArgumentParser:
     demo.add_argument("--keep", metavar="DIR", help="leave the demo's state in this folder")
     add("doctor", "say in words what is wrong", "doctor:run")
     config = add("config", "show the configuration in force", "service:config")
+    _units(add("install-service", "write a systemd unit for the service", "install:install"), is_install=True)
+    _units(add("uninstall-service", "remove the unit that install-service wrote", "install:uninstall"))
     config.add_argument("--defaults", action="store_true", help="print a file with every key at its default")
     return parser
+
+
+def _units(parser: argparse.ArgumentParser, *, is_install: bool = False) -> None:
+    parser.add_argument("--user", action="store_true", help="of your own systemd, without root")
+    parser.add_argument("--name", default="morgan-background", help="of the unit (default: morgan-background)")
+    parser.add_argument("--unit-dir", metavar="DIR", help="where units lie, if not where systemd looks for yours")
+    if is_install:
+        parser.add_argument("--run-as", metavar="USER", help="whose applications it serves (default: who called sudo)")
+        parser.add_argument("--api-key-file", metavar="FILE", help="holds the key of the Qdrant server")
+        parser.add_argument("--dry-run", action="store_true", help="print the unit, write nothing")
+        parser.add_argument("--force", action="store_true", help="replace a unit of that name")
 
 
 def _verbs(parser: argparse.ArgumentParser, default: str) -> argparse._SubParsersAction[argparse.ArgumentParser]:
@@ -96,6 +116,11 @@ def _tasks(parser: argparse.ArgumentParser) -> None:
     listed = verbs.add_parser("list", help="the newest first (the default)")
     listed.add_argument("--limit", type=int, default=20)
     listed.add_argument("--status", help="only those in this state")
+    history = verbs.add_parser("history", help="what was run, the latest first: how long, on what CPU, to what end")
+    history.add_argument("--type", help="only " + " | ".join(TYPES))
+    history.add_argument("--collection")
+    history.add_argument("--status", help="only those that ended so")
+    history.add_argument("--limit", type=int, default=20)
     for verb, does in (
         ("show", "one task, whole"),
         ("cancel", "stop a task for good"),

@@ -41,6 +41,13 @@ def percent(share: Any) -> str:
     return MISSING if share is None else f"{100 * float(share):.0f} %"
 
 
+def change(metric: str | None, before: float | None, after: float | None) -> str:
+    """Return a measured change of quality, "" where none was measured."""
+    if before is None or after is None:
+        return ""
+    return f"{metric} {before:.3f} to {after:.3f}"
+
+
 def duration(seconds: float | None) -> str:
     """Return seconds in the two largest units that matter: 4.2 s, 3 min 05 s, 2 h 10 min, 3 d 4 h."""
     if seconds is None:
@@ -90,8 +97,14 @@ def status(report: Mapping[str, Any]) -> str:
     lines += [f"problem   {problem}" for problem in report.get("problems", [])]
     workers = report.get("workers", [])
     if workers:
-        rows = [(w.get("index"), w.get("role"), w.get("pid"), w.get("state"), w.get("task_id")) for w in workers]
-        lines += ["", table(("worker", "role", "pid", "state", "task"), rows)]
+        rows = [
+            (
+                *(w.get("index"), w.get("role"), w.get("pid"), w.get("state")),
+                *(duration(w.get("heartbeat_age_s")), w.get("steps"), w.get("rss_mib"), w.get("task_id")),
+            )
+            for w in workers
+        ]
+        lines += ["", table(("worker", "role", "pid", "state", "last beat", "steps", "MiB", "task"), rows)]
     return "\n".join(lines)
 
 

@@ -33,9 +33,10 @@ def schedule(args: argparse.Namespace) -> int:
             s.frequency.value,
             render.clock(s.next_run_at),
             render.clock(s.last_run_at),
+            s.note,
         )
         for s in rows
     ]
-    headers = ("schedule", "type", "collection", "often", "next run", "last run")
+    headers = ("schedule", "type", "collection", "often", "next run", "last run", "left out")
     print(render.table(headers, shown) if shown else "nothing is scheduled")
     return 0

@@ -11,7 +11,7 @@ from typing import Any
 from ..ipc import messages
 from ..ipc.client import Client, expect
 from ..ipc.errors import InvalidArgument
-from ..ipc.records import TaskRecord, TaskStatus
+from ..ipc.records import ExecutionRecord, TaskRecord, TaskStatus
 from . import render
 from .progress import Progress
 from .session import client_of, print_json
@@ -21,8 +21,14 @@ LOOK_S = 1.0  # the reason for a wait changes without the task changing
 
 def run(args: argparse.Namespace) -> int:
     """Hand in a task and follow it. Ctrl-C leaves it running and says how to cancel it."""
+    params = _params(args.set) | ({"dry_run": True} if args.dry_run else {})
     submit = messages.Submit(
-        task_type=args.type, collection=args.collection, params=_params(args.set), priority=1, is_forced=args.force
+        task_type=args.type,
+        collection=args.collection,
+        params=params,
+        priority=1,
+        is_forced=args.force,
+        deadline_s=args.deadline,
     )
     with client_of(args) as client:
         task_id = expect(messages.Submitted, client.request(submit)).task_id
@@ -42,6 +48,8 @@ def run(args: argparse.Namespace) -> int:
             print(render.result(record.result))
     if record.error_message:
         print(f"morgan-background: {record.error_message}", file=sys.stderr)
+    if record.status is TaskStatus.FAILED:
+        print(f"`morgan-background tasks requeue {record.task_id}` tries it again", file=sys.stderr)
     return 0 if record.status in (TaskStatus.COMPLETED, TaskStatus.SKIPPED) else 1
 
 
@@ -87,6 +95,11 @@ def tasks(args: argparse.Namespace) -> int:
                 limit, status = getattr(args, "limit", 20), getattr(args, "status", None)
                 ask = messages.ListTasks(limit=limit, status=status)
                 _print_tasks(args, expect(messages.TaskList, client.request(ask)).tasks)
+            case "history":
+                asked = messages.ListExecutions(
+                    limit=args.limit, task_type=args.type, collection=args.collection, status=args.status
+                )
+                _print_history(args, expect(messages.ExecutionList, client.request(asked)).executions)
             case "show":
                 record = expect(messages.TaskReply, client.request(messages.GetTask(task_id=args.id))).task
                 print_json(record)
@@ -124,3 +137,25 @@ def _print_tasks(args: argparse.Namespace, found: tuple[TaskRecord, ...]) -> Non
         for t in found
     ]
     print(render.table(("task", "state", "progress", "handed in", "why"), rows) if rows else "no tasks yet")
+
+
+def _print_history(args: argparse.Namespace, found: tuple[ExecutionRecord, ...]) -> None:
+    if args.json:
+        print_json(found)
+        return
+    rows = [
+        (
+            e.task_id,
+            e.status.value,
+            render.clock(e.completed_at),
+            e.attempt,
+            e.worker,
+            render.duration(e.wall_s),
+            render.duration(e.cpu_s),
+            render.percent(e.budget),
+            render.change(e.metric, e.before_score, e.after_score) or e.error_message or "",
+        )
+        for e in found
+    ]
+    headers = ("task", "state", "ended", "attempt", "worker", "took", "CPU time", "of a CPU", "what came of it")
+    print(render.table(headers, rows) if rows else "nothing was run yet")

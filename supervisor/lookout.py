@@ -1,0 +1,78 @@
+"""Owns the regular look at each worker: whether it lives, gets on and has grown. Decides by hangs.py and restarts.py."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable
+
+from ..ipc.board import Beat, Board
+from ..ipc.commands import Role
+from . import hangs, procfs
+from .hangs import Sight, Verdict, Watch
+from .pool import Pool, Process
+from .restarts import Wear
+from .state import Health, Worker
+
+log = logging.getLogger(__name__)
+
+LOOK_S = 1.0  # as often as workers beat
+MAX_ELAPSED_S = 5.0  # more than the loop's longest wait is the supervisor's own lag, or the machine was suspended
+
+
+class Lookout:
+    """`look` is called in every turn of the loop and does something once in LOOK_S."""
+
+    def __init__(self, pool: Pool, board: Board, config: Callable[[], tuple[hangs.Limits, Wear]]) -> None:
+        self._pool, self._board, self._config = pool, board, config
+        self._watches: dict[int, Watch] = {}  # by pid
+        self._looked_at = 0.0
+
+    def look(self, workers: dict[int, Worker], now: float, monotonic: float) -> list[int]:
+        """Stop or kill what is hung, and return the idle workers that are to be replaced. `workers`: the core's."""
+        elapsed_s = monotonic - self._looked_at
+        if elapsed_s < LOOK_S:
+            return []
+        self._looked_at = monotonic
+        self._pool.replan()
+        limits, wear = self._config()
+        worn: list[int] = []
+        watches: dict[int, Watch] = {}
+        for process in self._pool.processes.values():
+            beat, worker = self._board.read(process.index), workers.get(process.index)
+            last = self._watches.get(process.pid)
+            sight = self._sight(process, beat, worker, last)
+            watch, verdict = hangs.step(last, sight, min(elapsed_s, MAX_ELAPSED_S), limits)
+            watches[process.pid] = watch
+            self._obey(process, watch, verdict, limits)
+            if worker is not None:
+                rss_kib = procfs.rss_kib(process.pid)
+                age_s = max(monotonic - beat.at_ns / 1e9, 0.0) if beat.at_ns else now - process.started_at
+                worker.health = Health(heartbeat_age_s=age_s, steps=beat.steps, rss_kib=rss_kib)
+                if process.role is Role.TASKS and worker.task_id is None and not process.is_leaving:
+                    worn += [process.index] * wear.is_worn(rss_kib, worker.tasks)
+        self._watches = watches
+        return worn
+
+    def _sight(self, process: Process, beat: Beat, worker: Worker | None, last: Watch | None) -> Sight:
+        is_silent = last is not None and last.sight.beat == beat.at_ns
+        task = (worker.task_id, worker.attempt) if worker is not None and worker.task_id is not None else None
+        return Sight(
+            beat=beat.at_ns,
+            progress=(beat.steps, beat.paces),
+            task=task,
+            is_runnable=is_silent and procfs.is_runnable(process.pid),
+            delay_s=procfs.delay_ns(process.pid) / 1e9 if task is not None else 0.0,
+        )
+
+    def _obey(self, process: Process, watch: Watch, verdict: Verdict, limits: hangs.Limits) -> None:
+        if verdict is Verdict.STOP:
+            log.warning(
+                "worker %d (pid %d): its step has made no progress for %.0f s; it is told to leave",
+                *(process.index, process.pid, watch.stalled_s),
+            )
+            process.signal(signal.SIGTERM)
+        elif verdict is Verdict.KILL:
+            process.killed_for = hangs.why_killed(watch, limits)
+            log.warning("worker %d (pid %d) is killed: %s", process.index, process.pid, process.killed_for)
+            process.signal(signal.SIGKILL)

@@ -1,0 +1,68 @@
+"""Owns what a task says it would do, without doing it: for `dry_run` of its parameters. Embeds and publishes nothing."""
+
+from __future__ import annotations
+
+from ..ipc.records import TaskProgress
+from .fingerprint import fingerprint, is_stale, stamp
+from .reindexing import check_size, text_of
+from .task import Job, Outcome, Step, Steps, TaskFunction, Tools
+
+
+def or_dry(task: TaskFunction, would: TaskFunction) -> TaskFunction:
+    """Return `task`, or `would` in its place for a job whose parameters say so."""
+
+    def run(job: Job, tools: Tools) -> Steps:
+        return (would if job.params.get("dry_run") else task)(job, tools)
+
+    return run
+
+
+def would_embed(job: Job, tools: Tools) -> Steps:
+    """Count the points that a re-index would embed, by their stamps. Raises VectorSizeMismatch as it would."""
+    info = tools.store.info(job.collection)
+    if info.points:
+        check_size(info, tools)
+    field, is_rebuild = tools.settings.model.text_field, bool(job.params.get("force_rebuild"))
+    seen = without_text = stale = 0
+    after = None
+    while True:
+        tools.pace()
+        points, after = tools.store.scroll(job.collection, after=after, limit=tools.settings.scroll_size)
+        for point in points:
+            text = text_of(point, field)
+            if text is None:
+                without_text += 1
+                continue
+            wanted = stamp(fingerprint(text), tools.embedder.name, tools.embedder.revision)
+            stale += is_rebuild or is_stale(point.payload, wanted)
+        seen += len(points)
+        yield Step(TaskProgress(done=seen, total=max(info.points, seen), note="looking for what changed"))
+        if after is None:
+            break
+    return Outcome(
+        result={
+            "success": True,
+            "dry_run": True,
+            "collection_name": job.collection,
+            "documents_processed": seen,
+            "documents_to_embed": stale,
+            "documents_unchanged": seen - stale - without_text,
+            "documents_without_text": without_text,
+        }
+    )
+
+
+def would_compute(job: Job, tools: Tools) -> Steps:
+    """List the queries that a rerank or warm task would compute, and count the cached ones it would check."""
+    tools.store.info(job.collection)  # a collection that does not exist is the same error
+    queries = [query.text for query in job.queries]
+    yield Step(TaskProgress(done=len(queries), total=len(queries), note="listing queries"))
+    return Outcome(
+        result={
+            "success": True,
+            "dry_run": True,
+            "collection_name": job.collection,
+            "queries_to_compute": queries,
+            "queries_to_check": len(job.cached),
+        }
+    )
