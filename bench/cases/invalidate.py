@@ -158,7 +158,9 @@ def _measure(
         seconds = time.perf_counter() - began
         after = _nearest(scores, live)
         held = {entry.query_text for entry in keeper.store.entries()}
-        altered = {text for text, old, new in zip(texts, before, after, strict=True) if set(old) != set(new)}
+        # a set that differs without them is another pick among documents of equal similarity at the cut-off
+        changed = set(rows.tolist())
+        altered = {text for text, old, new in zip(texts, before, after, strict=True) if (set(old) ^ set(new)) & changed}
         found.append(Round(len(held), len(altered), len(held & altered), seconds))
         keeper.store.destroy()
     return found
