@@ -410,16 +410,17 @@ class Core:
         self.workers[index] = Worker(index, role, pid)
         self._actions.append(SendCommand(index, configure))
 
-    def worker_left(self, index: int, now: float, why: str = "") -> None:
+    def worker_left(self, index: int, now: float, why: str = "", *, has_left: bool = False) -> None:
         """A worker's process ended: its task goes back to the queue, or to the dead letters if it kills workers.
 
-        `why` says in words how it ended.
+        `why` says in words how it ended. `has_left`: as one does that was told to; its last reports may still be on
+        their way, and a task it had is not the cause.
         """
         if (worker := self.workers.get(index)) is not None:
             spent = self._spent(worker, now) if worker.task_id else NOTHING
             del self.workers[index]
             # one that left when it was told to has begun nothing that it has not reported
-            begun = "" if worker.is_leaving else worker.task_id
+            begun = "" if worker.is_leaving or has_left else worker.task_id
             for record in self.queue.worker_died(index, now, why=why, begun=begun):
                 self.ended(record, now, spent=spent if record.task_id == worker.task_id else NOTHING)
 

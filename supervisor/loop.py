@@ -177,7 +177,7 @@ class Supervisor:
             self._on_worker(frames, now)
         for pidfd in self._pool.pidfds() & ready.keys():
             if (process := self._pool.reap(pidfd, now)) is not None:
-                self._core.worker_left(process.index, now, process.ended)
+                self._core.worker_left(process.index, now, process.ended, has_left=process.has_left)
         replies: list[SendReply] = []
         for _ in range(MAX_TURN if self._clients in ready else 0):
             frames = receive(self._clients)

@@ -42,6 +42,7 @@ class Process:
     is_leaving: bool = False  # it was asked to: its end is no death
     killed_for: str = ""  # why we killed it
     ended: str = ""  # how it ended, in words, once it is reaped
+    has_left: bool = False  # it ended as one that was told to leave does, with everything reported
 
     @property
     def identity(self) -> bytes:
@@ -240,6 +241,7 @@ class Pool:
         os.close(pidfd)
         del self.processes[process.index]
         process.ended = process.killed_for or (f"signal {-code}" if code < 0 else f"exit status {code}")
+        process.has_left = code == 0 and not process.killed_for
         if process.is_leaving and code == 0:
             log.info("worker %d (pid %d) left", process.index, process.pid)
             return process
