@@ -288,14 +288,6 @@ def while_the_daemon_serves(service: BackgroundProcessingService, capsys: pytest
         assert isinstance(cache._lane, DaemonLane)
 
     run(README["Ten lines"], "Ten lines")
-    calls: list[str] = []
-
-    def search(query: str, collection: str) -> list[str]:
-        calls.append(query)
-        return [f"answer to {query}"]
-
-    wrapped = run(USAGE["In one line, around the search you have"], "wrap", search=search)["search"]
-    assert [wrapped("zinc", "notes"), calls] == [["answer to zinc"], ["zinc"]]
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in printed] == ["auth.md", "backup.md"]
     found = run(USAGE["Reading from another process"], "Reading from another process")["found"]
