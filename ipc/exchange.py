@@ -24,6 +24,8 @@ from .sockets import connect_dealer
 
 R = TypeVar("R", bound=Message)
 
+REFUSED_PERIOD_MS = 200  # between looks whether the service refused us: libzmq tells nobody who waits for a reply
+
 Context = zmq.Context[zmq.Socket[bytes]]
 
 
@@ -77,14 +79,25 @@ class Exchange(Generic[R]):
         return found
 
     def _reply(self, socket: zmq.Socket[bytes], frame: bytes, rid: int, deadline_at: float) -> bytes | None:
-        """Return the frame of the reply to `rid`, None after the deadline."""
+        """Return the frame of the reply to `rid`, None after the deadline. Raises ServiceUnavailable where refused."""
+        self._demand_let_in(socket)
         socket.send(frame, zmq.NOBLOCK)  # into the connection's own memory: it never has to wait
         while (left_s := deadline_at - time.monotonic()) > 0:
-            if socket.poll(int(left_s * 1000) + 1):
+            if not socket.poll(min(int(left_s * 1000) + 1, REFUSED_PERIOD_MS)):
+                self._demand_let_in(socket)
+            else:
                 reply = socket.recv()
                 if wire.rid_of(reply) in (rid, 0):  # 0: the other side could not read whose request it was
                     return reply
         return None
+
+    def _demand_let_in(self, socket: zmq.Socket[bytes]) -> None:
+        # There is room for one request at any time, also while no service is there; a refusal alone takes it away.
+        if not socket.poll(0, zmq.POLLOUT):
+            raise ServiceUnavailable(
+                f"the service on {self._path} refused user {os.getuid()}: its administrator lets you in with"
+                " `allowed_users` under [service]"
+            )
 
     def _take(self) -> tuple[_Connections, zmq.Socket[bytes]]:
         with self._lock:

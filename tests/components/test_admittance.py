@@ -15,7 +15,10 @@ import pytest
 import zmq
 
 from morgan.background.ipc import wire
-from morgan.background.ipc.sockets import CLIENT_HIGH_WATER, bind_router, connect_dealer
+from morgan.background.ipc.errors import ServiceUnavailable
+from morgan.background.ipc.exchange import Exchange
+from morgan.background.ipc.messages import Status
+from morgan.background.ipc.sockets import CLIENT_HIGH_WATER, bind_router, connect_dealer, endpoint
 from morgan.background.supervisor.admittance import (
     MAX_CONNECTIONS,
     MAX_OPEN_FILES,
@@ -71,10 +74,11 @@ def test_an_allowed_user_is_let_in(context: Context, tmp_path: Path) -> None:
 
 def refusal(context: Context, path: Path) -> int:
     """Connect until something ends the handshake; return the event that says what."""
-    with connect_dealer(context, path) as dealer:
-        events = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED
-        monitor = dealer.get_monitor_socket(events)
-        dealer.send(b"x")
+    events = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_DISCONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED
+    with context.socket(zmq.DEALER) as dealer:
+        dealer.setsockopt(zmq.LINGER, 0)
+        monitor = dealer.get_monitor_socket(events)  # before the connection: it may be over before anybody looks
+        dealer.connect(endpoint(path))
         assert monitor.poll(WAIT_MS)
         event = int.from_bytes(monitor.recv_multipart()[0][:2], sys.byteorder)
         dealer.disable_monitor()
@@ -94,6 +98,17 @@ def test_another_user_is_refused_and_counted_and_heard_of_once(
     assert admittance.refused.of_uid.keys() == {os.getuid()}
     assert admittance.refused.count >= 3
     assert len([one for one in caplog.records if "refused" in one.message]) == 1
+    admittance.close()
+
+
+def test_a_refused_client_is_told_that_it_was_refused(context: Context, tmp_path: Path) -> None:
+    admittance = Admittance(context, {os.getuid() + 1})
+    bound(context, tmp_path / "s")
+    admittance.start()
+    exchange = Exchange(tmp_path / "s", wire.replies, 60.0)
+    with pytest.raises(ServiceUnavailable, match=f"refused user {os.getuid()}: .*allowed_users"):
+        exchange.ask(Status())
+    exchange.close()
     admittance.close()
 
 
