@@ -126,7 +126,11 @@ class Client:
             )
             hits, is_precomputed = hits_of(answer), False
         response_s = time.perf_counter() - began
-        self.post(messages.Track(query=text, collection=collection, response_s=response_s, scope=scope))
+        if not is_precomputed:  # the reader counted the others
+            track = messages.Track(
+                query=text, collection=collection, response_s=response_s, scope=scope, was_looked_up=True
+            )
+            self.post(track)
         return SearchResult(hits[:limit], is_precomputed, response_s)
 
     def create_collection(self, name: str, vector_size: int = 0, distance: str = "cosine") -> CollectionInfo:
@@ -170,7 +174,7 @@ class Client:
         expect(calls.Changed, self.call(calls.ReportChange(collection=collection, ids=tuple(ids))))
 
     def track(self, query: str, collection: str, response_s: float = 0.0) -> None:
-        """Report a search the application made itself. Never blocks."""
+        """Report a search the application made itself, and that shared memory did not answer. Never blocks."""
         self.post(messages.Track(query=query, collection=collection, response_s=response_s))
 
     def post(self, message: messages.Track | messages.Publish) -> None:

@@ -103,6 +103,9 @@ class Exchange(Generic[R]):
         with self._lock:
             if self._connections is None:
                 self._connections = _Connections(zmq.Context())
+                # of one that nobody closes; not at exit, when other threads may still be in a request
+                self._end = weakref.finalize(self, _let_go, self._connections, os.getpid())
+                self._end.atexit = False
             held = self._connections
             held.in_use += 1
             return held, held.idle.pop() if held.idle else connect_dealer(held.context, self._path)
@@ -126,10 +129,16 @@ class Exchange(Generic[R]):
             is_last = held is not None and not held.in_use
         if held is None:
             return
+        self._end.detach()
         for socket in held.idle:
             socket.close(linger=0)
         if is_last:
             held.context.term()
+
+
+def _let_go(held: _Connections, pid: int) -> None:
+    if pid == os.getpid():
+        held.context.destroy(linger=0)
 
 
 _exchanges: weakref.WeakSet[Exchange[Any]] = weakref.WeakSet()

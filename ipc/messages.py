@@ -132,12 +132,16 @@ class MarkScheduleCompleted(Message, tag="mark_schedule_completed", frozen=True)
 
 
 class Track(Message, tag="track", frozen=True):
-    """Count one search by an application: Tracked, or no reply where rid is 0."""
+    """Count one search by an application: Tracked, or no reply where rid is 0.
+
+    Not one that shared memory answered: its reader counted that. `was_looked_up`: it counted the miss of this one.
+    """
 
     query: str
     collection: str
     response_s: float = 0.0
     scope: str = ""
+    was_looked_up: bool = False
 
 
 class ListQueries(Message, tag="list_queries", frozen=True):

@@ -131,6 +131,7 @@ class QueryRecord(Record, frozen=True):
     scope: str = ""
     decayed: tuple[float, ...] = ()  # the counts `popularity` is the sum of, as of `decayed_at`; empty: not known
     decayed_at: float = 0.0
+    is_twin: bool = False  # each access is counted under another scope of the same query as well; never listed
 
 
 class QueryJob(Record, frozen=True):

@@ -29,10 +29,6 @@ class Tracker:
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._pid = 0
 
-    def track(self, query: str, collection: str, response_s: float, scope: str = "") -> None:
-        """Report one search. Never blocks and never raises for want of a supervisor."""
-        self.post(Track(query=query, collection=collection, response_s=response_s, scope=scope))
-
     def post(self, message: Track | Publish) -> None:
         """Send a message that wants no reply. Never blocks and never raises for want of a supervisor."""
         frame = wire.encode(message)
@@ -50,12 +46,20 @@ class Tracker:
         self._context = zmq.Context()  # a parent's context must not be used in a child: libzmq's threads are not there
         self._socket = connect_dealer(self._context, self._path, high_water=MAX_UNSENT)
         self._pid = os.getpid()
+        # of one that nobody closes; not at exit, when other threads may still be reporting
+        self._end = weakref.finalize(self, _let_go, self._context, self._pid)
+        self._end.atexit = False
 
     def close(self) -> None:
         with self._lock:
-            if self._context is not None and self._pid == os.getpid():
-                self._context.destroy(linger=200)
+            if self._context is not None:
+                self._end()
             self._context, self._pid = None, 0
+
+
+def _let_go(context: zmq.Context[zmq.Socket[bytes]], pid: int) -> None:
+    if pid == os.getpid():
+        context.destroy(linger=200)  # ms: the last reports
 
 
 _trackers: weakref.WeakSet[Tracker] = weakref.WeakSet()

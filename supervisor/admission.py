@@ -3,8 +3,10 @@
   a miss was computed ─▶ window (LRU, 5 %) ─overflow─▶ main part ─▶ out: the query least likely to be asked again soon
   precomputed ───────────────────────────────────────▶ main part
 
-An expired entry leaves before all others. Bookkeeping an operation: O(log n), and every REFRESH-th share of evictions ranks
-the main part anew, O(n). Between two rankings values move only by ageing; the bench shows what that costs: nothing.
+An expired entry leaves before all others. Bookkeeping an operation: O(log n); each eviction also values anew the
+REFRESH entries of the main part that were valued the longest ago, and those of more than an hour ago. Meanwhile values
+move only by ageing; the bench shows what that costs: nothing. So no operation takes long, but for the first after an
+hour without evictions: it values all, 10 ms for 1,000.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import math
 import random
 from collections import OrderedDict, deque
 from collections.abc import Iterable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from .demand import Demand
 from .popularity import Evidence, Popularity
@@ -22,8 +24,8 @@ from .popularity import Evidence, Popularity
 WINDOW_SHARE = 0.05
 HORIZON = 3  # accesses, for each entry, within which a query must come back to have been worth keeping
 RECENT = 5  # accesses, for each entry, that samples are drawn from
-REFRESH = 32  # the main part is ranked anew after a 1/REFRESH of it was evicted,
-RANKED_S = 3600.0  # or when the ranking is so old: a sixth of the shortest half-life
+REFRESH = 32  # entries of the main part valued anew with each eviction,
+RANKED_S = 3600.0  # and all that were valued longer ago, in seconds: a sixth of the shortest half-life
 MOST_SAMPLES = 16  # a call: hits arrive in batches, and a thousand of one query teach no more than a few
 
 
@@ -31,6 +33,11 @@ class Estimator(Protocol):
     """Values a query by what is known of it. A higher value stays; the unit is the estimator's own."""
 
     def value(self, evidence: Evidence) -> float: ...
+
+
+class _Valued(NamedTuple):
+    value: float
+    at: float
 
 
 class Policy:
@@ -49,22 +56,21 @@ class Policy:
         refresh: int = REFRESH,
         seed: int = 0,
     ) -> None:
-        """Raises ValueError for a capacity below 1. `refresh` 0 ranks at every eviction: exact, and O(n)."""
+        """Raises ValueError for a capacity below 1. `refresh` 0 values all at every eviction: exact, and O(n)."""
         if capacity < 1:
             raise ValueError(f"a cache of {capacity} entries can hold nothing: give it at least 1")
         self._capacity, self._popularity = capacity, popularity
         self._estimator = Demand(HORIZON * capacity) if estimator is None else estimator
         self._window_size = max(int(capacity * window_share), 1)
-        self._evictions_a_ranking = 1 if refresh == 0 else max(capacity // refresh, 1)
+        self._refresh = capacity if refresh == 0 else refresh
         self._chance = random.Random(seed)
         self._window: OrderedDict[str, None] = OrderedDict()  # oldest use first
         self._main: list[str] = []
         self._place: dict[str, int] = {}  # of each key in `_main`
         self._recent: deque[str] = deque(maxlen=RECENT * capacity)
         self._seen = popularity.total_accesses
-        self._ranking: list[tuple[float, str, float]] = []  # heap of (value, key, when it was last asked)
-        self._ranked_at = -math.inf
-        self._left_of_ranking = 0
+        self._values: OrderedDict[str, _Valued] = OrderedDict()  # of each key in `_main`, the longest ago first
+        self._ranking: list[tuple[float, str]] = []  # heap of (value, key); may hold values that are not current
         self._expires_at: dict[str, float] = {}
         self._expiries: list[tuple[float, str]] = []  # heap; may name keys that left or expire later by now
 
@@ -74,11 +80,18 @@ class Policy:
     def __contains__(self, key: object) -> bool:
         return key in self._window or key in self._place
 
+    @property
+    def weights(self) -> list[float]:
+        """What was learned, for a Demand of the next run to start from; empty of another estimator."""
+        return list(self._estimator.weights) if isinstance(self._estimator, Demand) else []
+
     def restore(self, entries: Iterable[tuple[str, float]]) -> None:
         """Take (key, expires_at) of what the store already holds. The window is for what comes now: all go to main."""
         for key, expires_at in entries:
             if key not in self:
-                self._enter_main(key, None)
+                self._enter_main(key)
+                self._values[key] = _Valued(0.0, -math.inf)  # with the first eviction: more is known of it by then
+                self._values.move_to_end(key, last=False)
             self._set_expiry(key, expires_at)
 
     def admit(self, key: str, now: float, expires_at: float = math.inf) -> str | None:
@@ -91,12 +104,14 @@ class Policy:
         self._window.move_to_end(key)
         gone = self._expired(now, key) if len(self) > self._capacity else None
         if gone is not None:
-            self._leave(gone)
+            self.remove(gone)
         while len(self._window) > self._window_size:
-            self._enter_main(self._window.popitem(last=False)[0], now)
+            entering = self._window.popitem(last=False)[0]
+            self._enter_main(entering)
+            self._set_value(entering, now)
         if len(self) > self._capacity:
             gone = self._least(now)
-            self._leave(gone)
+            self.remove(gone)
         return gone
 
     def admit_precomputed(self, key: str, now: float, expires_at: float = math.inf) -> str | None:
@@ -110,8 +125,9 @@ class Policy:
         gone: str | None = None
         if len(self) >= self._capacity:
             gone = self._expired(now, key) or self._least(now)
-            self._leave(gone)
-        self._enter_main(key, now)
+            self.remove(gone)
+        self._enter_main(key)
+        self._set_value(key, now)
         return gone
 
     def touch(self, key: str, count: int, now: float) -> None:
@@ -126,6 +142,7 @@ class Policy:
         if key in self._window:
             del self._window[key]
         elif (place := self._place.pop(key, None)) is not None:
+            self._values.pop(key, None)
             last = self._main.pop()
             if last != key:
                 self._main[place] = last
@@ -148,38 +165,35 @@ class Policy:
     def _value(self, key: str, now: float) -> float:
         return self._estimator.value(self._popularity.evidence(key, now))
 
-    def _enter_main(self, key: str, now: float | None) -> None:
-        """Append to main; with `now`, to the ranking too (else the next ranking finds it)."""
+    def _enter_main(self, key: str) -> None:
         self._place[key] = len(self._main)
         self._main.append(key)
-        if now is None:
-            self._ranked_at = -math.inf
-        else:
-            heapq.heappush(self._ranking, (self._value(key, now), key, self._popularity.last_at(key)))
 
-    def _leave(self, key: str) -> None:
-        self._left_of_ranking -= 1
-        self.remove(key)
+    def _set_value(self, key: str, now: float) -> None:
+        value = self._value(key, now)
+        self._values[key] = _Valued(value, now)
+        self._values.move_to_end(key)
+        heapq.heappush(self._ranking, (value, key))
 
     def _least(self, now: float) -> str:
-        """Return the key of main with the lowest value as of the ranking; main is not empty."""
-        if self._left_of_ranking <= 0 or not 0 <= now - self._ranked_at <= RANKED_S:
-            self._rank(now)
-        while self._ranking:
-            _, key, asked_at = self._ranking[0]
-            if key not in self._place:
+        """Return the key of main with the lowest value; main is not empty. Values REFRESH keys anew, and those it meets."""
+        for _ in range(min(self._refresh, len(self._main))):
+            self._set_value(next(iter(self._values)), now)
+        while not 0 <= now - self._values[oldest := next(iter(self._values))].at <= RANKED_S:
+            self._set_value(oldest, now)
+        if len(self._ranking) > 4 * len(self._main) + 64:  # mostly of values that are not current
+            self._ranking = [(valued.value, key) for key, valued in self._values.items()]
+            heapq.heapify(self._ranking)
+        while True:
+            value, key = self._ranking[0]
+            held = self._values.get(key)
+            if held is None or held.value != value:  # it left, or was valued anew since
                 heapq.heappop(self._ranking)
-            elif (last_at := self._popularity.last_at(key)) != asked_at:
-                heapq.heapreplace(self._ranking, (self._value(key, now), key, last_at))
-            else:
+            elif held.at == now or self._value(key, now) <= value:
                 return key
-        self._rank(now)
-        return self._ranking[0][1]
-
-    def _rank(self, now: float) -> None:
-        self._ranking = [(self._value(key, now), key, self._popularity.last_at(key)) for key in self._main]
-        heapq.heapify(self._ranking)
-        self._ranked_at, self._left_of_ranking = now, self._evictions_a_ranking
+            else:
+                heapq.heappop(self._ranking)
+                self._set_value(key, now)
 
     def _set_expiry(self, key: str, expires_at: float) -> None:
         if self._expires_at.get(key) == expires_at:

@@ -12,11 +12,13 @@ from zoneinfo import ZoneInfo
 from ..ipc.counters import CounterFold
 from ..ipc.paths import RuntimePaths
 from ..ipc.store import ResultStore
+from .admission import HORIZON, Policy
 from .config import Config
 from .core import Core, CoreSettings
+from .demand import Demand, weights_or_prior
 from .journal import Journal
 from .monitor import Monitor
-from .popularity import Popularity
+from .popularity import CAPACITY, PER_ENTRY, Popularity
 from .queue import Queue
 from .results import CachePolicy, ResultKeeper
 from .snapshot import restore, save
@@ -63,10 +65,12 @@ def make_core(
     With `saved_results` the result store is brought back from that file after a reboot, and saved to it now and then.
     """
     was_restored = saved_results is not None and restore(saved_results, runtime.results)
-    popularity = Popularity()
     policy = cache_policy(config)
-    store = ResultStore(runtime.results, capacity=policy.max_entries)
-    keeper = ResultKeeper(store, CounterFold(runtime.readers), popularity, policy)
+    popularity = Popularity(max(PER_ENTRY * policy.max_entries, CAPACITY))
+    demand = Demand(HORIZON * policy.max_entries, weights_or_prior(journal.demand()))
+    store = ResultStore(runtime.results, capacity=policy.max_entries + 1)  # what enters is in before another leaves
+    admission = Policy(policy.max_entries, popularity, demand)
+    keeper = ResultKeeper(store, CounterFold(runtime.readers), popularity, policy, admission)
     if was_restored:
         keeper.forget(journal.voided_results())
     return Core(

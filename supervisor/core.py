@@ -275,12 +275,16 @@ class Core:
         """Count a search by an application: the governor makes room for them."""
         self._searches += 1
 
+    def collect_counts(self, now: float) -> None:
+        """Take over what the readers counted: read the popularity of queries after this."""
+        self._searches += self.keeper.collect_counts(now)
+
     # --- readings and budget ------------------------------------------------------------------------------------------
 
     def sample(self, now: float) -> None:
         """Take readings and decide the budget anew."""
         elapsed_s = max(now - self._sampled_at, 1e-3)
-        self._searches += self.keeper.collect_counts(now)
+        self.collect_counts(now)
         self.readings = self._monitor.sample(self._own_pids(), self._searches / elapsed_s)
         self._searches = 0
         self._sampled_at = now
@@ -325,7 +329,7 @@ class Core:
             case Progress():
                 self._progressed(worker, event, now)
             case Published():
-                self.publish(event.results, now)
+                self.publish(event.results, now, is_asked_for=True)
             case Finished():
                 spent = self._free(worker, event.task_id, now)
                 record = self.queue.complete(
@@ -353,7 +357,9 @@ class Core:
         if worker.task_id == event.task_id and worker.attempt == event.attempt:
             if event.checkpoint is not None:
                 self.journal.save_checkpoint(event.task_id, event.attempt, event.checkpoint)
-            self.publish(event.results, now)
+            record = self.queue.get(event.task_id)
+            is_asked_for = record is not None and "queries" in record.params
+            self.publish(event.results, now, is_asked_for=is_asked_for)
 
     def _failed(self, event: Failed, now: float) -> TaskRecord | None:
         if event.code == StoreUnavailable.code:
@@ -424,16 +430,22 @@ class Core:
             for record in self.queue.worker_died(index, now, why=why, begun=begun):
                 self.ended(record, now, spent=spent if record.task_id == worker.task_id else NOTHING)
 
-    def publish(self, results: Iterable[ComputedResult], now: float) -> None:
+    def publish(self, results: Iterable[ComputedResult], now: float, *, is_asked_for: bool) -> None:
+        """Keep results; of those nobody asked for, the ones that are worth their place."""
         for result in results:
             try:
-                if not self.keeper.put(result, now):
+                if not self.keeper.put(result, now, is_asked_for=is_asked_for):
                     self._freshness.check(result.collection)  # it was overtaken by a change: it is computed again
                 else:
                     self.feed.results(published=1)
                 self.problems.pop("result store", None)
             except ResultStoreError as error:
                 self.problems["result store"] = str(error)  # shown by status; what is stored stays served
+
+    def publish_of_application(self, result: ComputedResult, now: float, ttl_s: float | None) -> None:
+        """Keep what an application computed. Raises ResultStoreError where the store cannot take it."""
+        self.popularity.computed(result.query_text, result.collection, result.scope, now)
+        self.feed.results(published=int(self.keeper.put(result, now, ttl_s)))
 
     def _worker_for(self, *, is_tiny: bool) -> Worker | None:
         """Return the worker to give a task to: an idle one, or for a tiny task one that holds the fewest of them."""
@@ -502,6 +514,7 @@ class Core:
 
     def save(self, now: float, *, is_last: bool = False) -> None:
         self.journal.save_queries(self.popularity.records(now))
+        self.journal.save_demand(self.keeper.admission.weights)
         self.journal.prune(now)
         self._next_save_at = now + SAVE_PERIOD_S
         if is_last or now >= self._next_snapshot_at:
@@ -628,6 +641,7 @@ class Core:
             return ()
 
         def popular(limit: int, min_frequency: int) -> list[QueryRecord]:
+            self.collect_counts(now)  # what readers were served counts as much as what was searched
             return self.popularity.popular(now, record.collection, limit, min_frequency)
 
         return jobs_for(
@@ -639,6 +653,7 @@ class Core:
             max_queries=self.settings.worker.rerank.max_queries,
             min_frequency=self.settings.min_frequency,
             is_cached=lambda text: self.keeper.holds(text, record.collection, "", now),
+            is_worth=lambda text: self.keeper.is_worth(text, record.collection, now),
             stale=self._freshness.stale_queries(record.collection, now),
         )
 

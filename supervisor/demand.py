@@ -49,12 +49,17 @@ def features(evidence: Evidence) -> Features:
     return (1.0, a, b, c, d, a * p, a * q, a * r, a * s, b * q, b * r, b * s, c * r, c * s, d * s)
 
 
+def weights_or_prior(weights: Sequence[float]) -> Sequence[float]:
+    """Return `weights` if a Demand can start from them, else PRIOR: those of another version have other features."""
+    return weights if len(weights) == len(PRIOR) and all(map(math.isfinite, weights)) else PRIOR
+
+
 class Demand:
     """Estimates whether a query is asked again within the next `horizon` accesses."""
 
     def __init__(self, horizon: int, weights: Sequence[float] = PRIOR) -> None:
         """Start from `weights`, e.g. those of an earlier run. Raises ValueError for the wrong number of them."""
-        if len(weights) != len(PRIOR) or not all(map(math.isfinite, weights)):
+        if weights_or_prior(weights) is not weights:
             raise ValueError(f"the demand model has {len(PRIOR)} finite weights, not {tuple(weights)}")
         self.weights = [float(weight) for weight in weights]
         self._horizon = max(horizon, 1)

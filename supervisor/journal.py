@@ -21,7 +21,7 @@ from ..ipc.records import ExecutionRecord, QueryRecord, ScheduleRecord, TaskReco
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 KEPT_EXECUTIONS = 10_000
 KEPT_TASKS_S = 30 * 86400.0  # ended tasks; their executions are kept by number
 KEPT_PINGS_S = 3600.0  # ended pings: nobody asks for one later
@@ -49,6 +49,7 @@ create table judgment (
 create index judgment_by_collection on judgment (collection);
 create table paused (collection text);
 create table void_result (hash text primary key);
+create table demand (place integer primary key, weight real not null);
 """
 
 T = TypeVar("T")
@@ -97,6 +98,11 @@ class Journal:
                 db.executescript(f"begin; {SCHEMA} pragma user_version = {SCHEMA_VERSION}; commit;")
             if version == 1:
                 _add_columns(db)
+            if version in (1, 2):
+                db.executescript(
+                    "begin; create table demand (place integer primary key, weight real not null);"
+                    f" pragma user_version = {SCHEMA_VERSION}; commit;"
+                )
             # not quick_check: it passes an index that disagrees with its table, which fails at the first read
             (verdict,) = db.execute("pragma integrity_check(1)").fetchone()
             if verdict != "ok":
@@ -268,6 +274,16 @@ class Journal:
     def queries(self) -> list[QueryRecord]:
         return list(self._rows(QueryRecord, "select record from query"))
 
+    def save_demand(self, weights: Iterable[float]) -> None:
+        """Replace what was learned of which queries are asked again."""
+        self._write("delete from demand")
+        for place, weight in enumerate(weights):
+            self._write("insert into demand values (?, ?)", (place, weight))
+
+    def demand(self) -> tuple[float, ...]:
+        """Return the weights of `save_demand`; empty where nothing was learned yet."""
+        return tuple(weight for (weight,) in self._db.execute("select weight from demand order by place"))
+
     def add_judgment(
         self, key: str, query: str, collection: str, document_id: str, relevance: float, now: float
     ) -> None:
@@ -334,7 +350,7 @@ def _add_columns(db: sqlite3.Connection) -> None:
             continue  # damaged: left out whenever it is read
         values = (one.task_type.value, one.collection, one.status.value, n)
         db.execute("update execution set task_type = ?, collection = ?, status = ? where n = ?", values)
-    db.execute(f"pragma user_version = {SCHEMA_VERSION}")
+    db.execute("pragma user_version = 2")
     db.execute("commit")
 
 

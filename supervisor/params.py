@@ -84,12 +84,14 @@ def jobs_for(
     max_queries: int,
     min_frequency: int,
     is_cached: Callable[[str], bool],
+    is_worth: Callable[[str], bool],
     stale: Iterable[str] = (),
 ) -> tuple[QueryJob, ...]:
     """Return the queries a task works on, most popular first, each with its judgments.
 
     `popular(limit, min_frequency)` lists queries of the collection; `judgments` maps a query's hash to its text and
-    grades. A ping gets none. A re-index gets the judged queries, to measure what it changed. A warm task leaves out what
+    grades. A ping gets none. A re-index gets the judged queries, to measure what it changed. Of popular queries those are
+    left out whose results a full store would not keep: they are not `is_worth` it. A warm task leaves out what
     `is_cached`, and gets the `stale` ones as well: those whose result is served and to be computed again.
     """
 
@@ -108,7 +110,9 @@ def jobs_for(
         limit = params.get("max_queries") or (ALL_QUERIES if is_all else max_queries)
         least = 1 if is_all else min_frequency
         # those of a filter or a tenant cannot be computed here: the filter is the application's
-        found = [job(q.query_text, q.popularity) for q in popular(limit, least) if not q.scope]
+        found = [
+            job(q.query_text, q.popularity) for q in popular(limit, least) if not q.scope and is_worth(q.query_text)
+        ]
         if task_type is TaskType.WARM:
             texts_found = {one.text for one in found}
             found += [job(text) for text in stale if text not in texts_found]

@@ -37,6 +37,7 @@ NOTHING = Evidence(math.inf, (0.0,) * len(HALF_LIVES_S))  # of a query never ask
 
 @dataclass(slots=True)
 class _Query:
+    key: str
     text: str
     collection: str
     scope: str
@@ -47,6 +48,7 @@ class _Query:
     timed: int = 0
     decayed: list[float] = field(default_factory=lambda: [0.0] * len(HALF_LIVES_S))
     decayed_at: float = 0.0
+    is_twin: bool = False
 
     def counts(self, now: float) -> list[float]:
         age_s = max(now - self.decayed_at, 0.0)
@@ -72,25 +74,41 @@ class Popularity:
     def __len__(self) -> int:
         return len(self._queries)
 
+    @property
+    def listed_count(self) -> int:
+        """How many queries are known, those that are counted under two scopes once."""
+        return sum(not query.is_twin for query in self._queries.values())
+
     def track(self, text: str, collection: str, scope: str, response_s: float, now: float) -> str:
         """Count one search; `response_s` 0 means that its time is not known. Return the query's hash."""
+        query = self.add(text, collection, scope, 1, now)
+        if response_s > 0:
+            query.response_s += response_s
+            query.timed += 1
+        return query.key
+
+    def add(self, text: str, collection: str, scope: str, count: int, now: float, *, is_twin: bool = False) -> _Query:
+        """Count `count` searches. `is_twin`: they are counted under another scope as well, and in total only there."""
         key = query_hash(text, collection, scope)
         query = self._queries.get(key)
         if query is None:
             self._make_room(now)
-            query = self._queries[key] = _Query(text, collection, scope, now, now, decayed_at=now)
-        query.add(1, now)
-        self.total_accesses += 1
-        if response_s > 0:
-            query.response_s += response_s
-            query.timed += 1
-        return key
-
-    def add_hits(self, key: str, count: int, now: float) -> None:
-        """Count hits that readers served from shared memory. Unknown queries are left out."""
-        if (query := self._queries.get(key)) is not None:
-            query.add(count, now)
+            query = self._queries[key] = _Query(key, text, collection, scope, now, now, decayed_at=now)
+            query.is_twin = is_twin
+        query.add(count, now)
+        if not is_twin:
             self.total_accesses += count
+        return query
+
+    def computed(self, text: str, collection: str, scope: str, now: float) -> None:
+        """Note that an application computed a result and gives it to be kept: it was asked for, if only this once.
+
+        The search itself is tracked without what else it was asked with (the scope), or not at all.
+        """
+        if scope:
+            self.add(text, collection, scope, 1, now, is_twin=True)
+        elif query_hash(text, collection) not in self._queries:
+            self.add(text, collection, "", 1, now)
 
     def _make_room(self, now: float) -> None:
         if len(self._queries) >= self._capacity:
@@ -117,7 +135,7 @@ class Popularity:
 
     def get(self, key: str, now: float) -> QueryRecord | None:
         query = self._queries.get(key)
-        return None if query is None else _record(key, query, now)
+        return None if query is None else _record(query, now)
 
     def popular(
         self, now: float, collection: str | None = None, limit: int = 20, min_frequency: int = 3
@@ -126,19 +144,21 @@ class Popularity:
         found = (
             (query.score(now), key)
             for key, query in self._queries.items()
-            if query.count >= min_frequency and (collection is None or query.collection == collection)
+            if query.count >= min_frequency
+            and not query.is_twin
+            and (collection is None or query.collection == collection)
         )
-        return [_record(key, self._queries[key], now) for _, key in heapq.nlargest(limit, found)]
+        return [_record(self._queries[key], now) for _, key in heapq.nlargest(limit, found)]
 
     def by_collection(self, now: float) -> dict[str, float]:
         """Return the sum of the scores of each collection's queries."""
         found: dict[str, float] = {}
-        for query in self._queries.values():
+        for query in (one for one in self._queries.values() if not one.is_twin):
             found[query.collection] = found.get(query.collection, 0.0) + query.score(now)
         return found
 
     def records(self, now: float) -> list[QueryRecord]:
-        return [_record(key, query, now) for key, query in self._queries.items()]
+        return [_record(query, now) for query in self._queries.values()]
 
     def load(self, records: Iterable[QueryRecord], now: float) -> None:
         """Restore what `records` gave. A record without its decayed counts has their sum: each gets a third of it.
@@ -148,6 +168,7 @@ class Popularity:
         for r in records:
             is_exact = len(r.decayed) == len(HALF_LIVES_S)
             self._queries[r.query_hash] = _Query(
+                r.query_hash,
                 r.query_text,
                 r.collection,
                 r.scope,
@@ -158,14 +179,15 @@ class Popularity:
                 r.timed_count,
                 list(r.decayed) if is_exact else [r.popularity / len(HALF_LIVES_S)] * len(HALF_LIVES_S),
                 r.decayed_at if is_exact else now,
+                r.is_twin,
             )
-            self.total_accesses += r.access_count
+            self.total_accesses += 0 if r.is_twin else r.access_count
         self._forget(len(self._queries) - self._capacity, now)
 
 
-def _record(key: str, query: _Query, now: float) -> QueryRecord:
+def _record(query: _Query, now: float) -> QueryRecord:
     return QueryRecord(
-        query_hash=key,
+        query_hash=query.key,
         query_text=query.text,
         collection=query.collection,
         access_count=query.count,
@@ -177,4 +199,5 @@ def _record(key: str, query: _Query, now: float) -> QueryRecord:
         scope=query.scope,
         decayed=tuple(query.decayed),
         decayed_at=query.decayed_at,
+        is_twin=query.is_twin,
     )

@@ -71,7 +71,7 @@ class Requests:
                 core.sample_if_stale(now)
                 return m.Report(rid=rid, report=resources(core))
             case m.CacheStats():
-                core.keeper.collect_counts(now)
+                core.collect_counts(now)
                 return m.Report(rid=rid, report=core.keeper.stats(now))
             case m.ExecutionStats():
                 return m.Report(rid=rid, report=execution_stats(core))
@@ -115,10 +115,12 @@ class Requests:
                 return m.Done(rid=rid)
             case m.Track():
                 check_number("response_s", request.response_s)
-                core.search_seen()
+                if not request.was_looked_up:
+                    core.search_seen()
                 key = core.popularity.track(request.query, request.collection, request.scope, request.response_s, now)
                 return m.Tracked(rid=rid, query_hash=key)
             case m.ListQueries():
+                core.collect_counts(now)
                 found_queries = core.popularity.popular(
                     now, request.collection, _bounded(request.limit), request.min_frequency
                 )
@@ -128,7 +130,7 @@ class Requests:
             case m.Publish():
                 check_result(request.result)
                 ttl_s = None if request.ttl_s is None else check_number("ttl_s", request.ttl_s)
-                core.feed.results(published=int(core.keeper.put(request.result, now, ttl_s)))
+                core.publish_of_application(request.result, now, ttl_s)
                 return m.Done(rid=rid)
             case m.Invalidate():
                 return m.Done(rid=rid, count=core.keeper.invalidate(request.collection, request.pattern))

@@ -1,6 +1,6 @@
 """Owns what the result store holds: admission, eviction, expiry, what a change of documents drops, and the figures.
 
-The store itself is ipc/store.py; which results a change can alter is affected.py.
+The store itself is ipc/store.py; which results a change can alter is affected.py, which one leaves is admission.py.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ..ipc.counters import CounterFold
 from ..ipc.query import normalise, query_hash
 from ..ipc.records import ComputedResult
 from ..ipc.store import EntryInfo, ResultStore
+from .admission import Policy
 from .affected import Change, Dependencies, can_alter
 from .popularity import Popularity
 
@@ -31,21 +32,36 @@ class CachePolicy:
 
 
 class ResultKeeper:
-    """The one writer of the result store. Evicts the least popular entry when `max_entries` is reached."""
+    """The one writer of the result store. When `max_entries` is reached, what is least likely asked again leaves.
 
-    def __init__(self, store: ResultStore, fold: CounterFold, popularity: Popularity, policy: CachePolicy) -> None:
+    The store has room for one entry more: what comes is in before another leaves. `admission` is told of every entry
+    that enters or leaves the store, and of nothing else.
+    """
+
+    def __init__(
+        self,
+        store: ResultStore,
+        fold: CounterFold,
+        popularity: Popularity,
+        policy: CachePolicy,
+        admission: Policy | None = None,
+    ) -> None:
         self.store = store
         self._fold, self._popularity, self.policy = fold, popularity, policy
+        self.admission = Policy(policy.max_entries, popularity) if admission is None else admission
         self._lookups = self._hits = self._dropped = 0
+        self._names: dict[str, tuple[str, str, str]] = {}  # of every entry, by key hash: text, collection, scope
         self._dependencies: dict[str, Dependencies] = {}  # collection -> of its entries, by key hash
         self._changes: deque[Change] = deque()
         self._forgotten_seq = 0  # the last change that is not in `_changes` any more
         self._void: set[str] = set()
         for entry in store.entries():
             self._note(entry)
+        self.admission.restore((entry.key_hash, entry.expires_at) for entry in store.entries())
 
     def _note(self, entry: EntryInfo) -> None:
-        """Remember what an entry of the store depends on."""
+        """Remember an entry of the store, and what it depends on."""
+        self._names[entry.key_hash] = (entry.query_text, entry.collection, entry.scope)
         held = self.store.get(entry.query_text, entry.collection, entry.scope)
         if held is not None:
             of_collection = self._dependencies.setdefault(entry.collection, Dependencies())
@@ -53,10 +69,12 @@ class ResultKeeper:
 
     # --- in -----------------------------------------------------------------------------------------------------------
 
-    def put(self, result: ComputedResult, now: float, ttl_s: float | None = None) -> bool:
+    def put(self, result: ComputedResult, now: float, ttl_s: float | None = None, *, is_asked_for: bool = True) -> bool:
         """Publish `result`; False where a change of documents since it was computed can alter it.
 
-        Raises ResultStoreError where the store cannot take it; what it held stays served.
+        Somebody waits for a result that `is_asked_for`, or will ask again: it is always taken in. Another one that is
+        worth no more than the least of a full store is left out. Raises ResultStoreError where the store cannot take
+        it; what it held stays served.
         """
         is_stale = False
         if result.as_of:
@@ -67,10 +85,8 @@ class ResultKeeper:
                 return False
             is_stale = bool(later)
         key = query_hash(result.query_text, result.collection, result.scope)
-        if self._is_full():
-            held = {entry.key_hash: entry for entry in self.store.entries()}
-            if key not in held:
-                self._evict_one(held, now)
+        if not is_asked_for and not self.admission.is_worth(key, now):
+            return True
         ttl_s = self.policy.ttl_s if ttl_s is None else ttl_s
         if not result.ids:
             ttl_s = min(ttl_s, EMPTY_TTL_S)
@@ -78,29 +94,28 @@ class ResultKeeper:
         if self.store.get(result.query_text, result.collection, result.scope) is not None:
             self._void.add(key)
         self.store.put(result, expires_at=now + ttl_s, soft_at=soft_at)
+        self._names[key] = (result.query_text, result.collection, result.scope)
         of_collection = self._dependencies.setdefault(result.collection, Dependencies())
         embedding = np.frombuffer(result.embedding, dtype="<f4")
         of_collection.put(key, embedding, result.cutoff, result.candidates)
+        admit = self.admission.admit if is_asked_for else self.admission.admit_precomputed
+        if (gone := admit(key, now, now + ttl_s)) is not None:
+            self._remove(gone)
         return True
 
-    def _is_full(self) -> bool:
-        return len(self.store) >= self.policy.max_entries
-
-    def _evict_one(self, held: dict[str, EntryInfo], now: float) -> None:
-        """An expired entry goes first, then the one whose query is the least popular."""
-        victim = min(
-            held.values(),
-            key=lambda entry: (entry.expires_at > now, self._popularity.score(entry.key_hash, now), entry.computed_at),
-        )
-        self._remove(victim)
+    def is_worth(self, text: str, collection: str, now: float) -> bool:
+        """Say whether a result nobody waits for would be kept, so that none is computed in vain."""
+        return self.admission.is_worth(query_hash(text, collection, ""), now)
 
     # --- out ----------------------------------------------------------------------------------------------------------
 
-    def _remove(self, entry: EntryInfo) -> None:
-        self.store.remove(entry.query_text, entry.collection, entry.scope)
-        if (of_collection := self._dependencies.get(entry.collection)) is not None:
-            of_collection.remove(entry.key_hash)
-        self._void.add(entry.key_hash)
+    def _remove(self, key: str) -> None:
+        text, collection, scope = self._names.pop(key)
+        self.store.remove(text, collection, scope)
+        if (of_collection := self._dependencies.get(collection)) is not None:
+            of_collection.remove(key)
+        self.admission.remove(key)
+        self._void.add(key)
 
     def invalidate(self, collection: str | None, pattern: str | None) -> int:
         """Drop the entries of `collection` (None: all) whose normalised query contains `pattern`; return how many."""
@@ -114,11 +129,15 @@ class ResultKeeper:
             if (collection is None or entry.collection == collection) and wanted in normalise(entry.query_text)
         ]
         for entry in doomed:
-            self._remove(entry)
+            self._remove(entry.key_hash)
         return len(doomed)
 
     def _invalidate_whole(self, collection: str) -> int:
-        self._void.update(entry.key_hash for entry in self.store.entries() if entry.collection == collection)
+        keys = [key for key, (_, name, _) in self._names.items() if name == collection]
+        for key in keys:
+            del self._names[key]
+            self._void.add(key)
+            self.admission.remove(key)
         self._dependencies.pop(collection, None)
         return self.store.invalidate_collection(collection)
 
@@ -140,7 +159,7 @@ class ResultKeeper:
                     continue
                 count += 1
                 if not change.is_soft or entry.scope:
-                    self._remove(entry)
+                    self._remove(entry.key_hash)
                 elif entry.soft_at > now:
                     self.store.make_stale(entry.query_text, entry.collection, entry.scope, now)
         return count
@@ -165,7 +184,7 @@ class ResultKeeper:
         """Remove what the service computed of a collection; what the application put there is its own."""
         for entry in self.store.entries():
             if entry.collection == collection and entry.is_ours:
-                self._remove(entry)
+                self._remove(entry.key_hash)
 
     def take_void(self) -> set[str]:
         """Return the hashes of the results that were removed or replaced since the last call."""
@@ -176,7 +195,7 @@ class ResultKeeper:
         """Remove the entries with these hashes: they came back from a snapshot, and were void before it did."""
         for entry in self.store.entries():
             if entry.key_hash in keys:
-                self._remove(entry)
+                self._remove(entry.key_hash)
 
     # --- looking ------------------------------------------------------------------------------------------------------
 
@@ -213,8 +232,15 @@ class ResultKeeper:
             for slot, hits in totals.per_slot.items():
                 if (entry := by_slot.get(slot)) is not None:  # else: replaced since; counted in the totals alone
                     self.store.count_use(slot, hits, now)
-                    self._popularity.add_hits(entry.key_hash, hits, now)
+                    self._used(entry, hits, now)
         return fresh
+
+    def _used(self, entry: EntryInfo, hits: int, now: float) -> None:
+        is_twin = bool(entry.scope) and not entry.is_ours
+        self._popularity.add(entry.query_text, entry.collection, entry.scope, hits, now, is_twin=is_twin)
+        if is_twin:  # an application's own search: asked of the collection, whatever else it was asked with
+            self._popularity.add(entry.query_text, entry.collection, "", hits, now)
+        self.admission.touch(entry.key_hash, hits, now)
 
     def stats(self, now: float) -> dict[str, Any]:
         """Return the keys of `PrecomputedSearchCache.get_cache_stats`."""
@@ -225,7 +251,7 @@ class ResultKeeper:
             "valid_entries": len(entries) - expired,
             "expired_entries": expired,
             "stale_entries": sum(entry.soft_at <= now < entry.expires_at for entry in entries),
-            "total_tracked_queries": len(self._popularity),
+            "total_tracked_queries": self._popularity.listed_count,
             "cache_hit_rate": self._hits / self._lookups if self._lookups else 0.0,
             "cache_lookups": self._lookups,
             "cache_hits": self._hits,

@@ -53,7 +53,7 @@ def service_status(core: Core, now: float, pid: int) -> dict[str, Any]:
     """Return the keys of `BackgroundProcessingService.get_service_status`, times in Unix seconds."""
     open_tasks = core.queue.open()
     pending = [task for task in open_tasks if task.status is TaskStatus.PENDING]
-    core.keeper.collect_counts(now)
+    core.collect_counts(now)
     return {
         "service_running": not core.is_draining,
         "lane": core.settings.lane,

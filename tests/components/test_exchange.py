@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -17,8 +18,9 @@ import zmq
 from morgan.background.ipc import launch, wire
 from morgan.background.ipc.errors import ServiceUnavailable, TaskNotFound
 from morgan.background.ipc.exchange import Exchange
-from morgan.background.ipc.messages import Done, Failure, GetTask, Hello, Message, Reply, Request, Resume
+from morgan.background.ipc.messages import Done, Failure, GetTask, Hello, Message, Reply, Request, Resume, Track
 from morgan.background.ipc.sockets import CLIENT_HIGH_WATER, bind_router
+from morgan.background.ipc.tracker import Tracker
 
 WAIT_S = 60.0
 
@@ -194,6 +196,20 @@ def test_an_exchange_is_closed_under_a_request_and_used_again(path: Path, exchan
         exchange.close()
         assert exchange.ask(Hello()).rid == 2
         assert waiting.result(WAIT_S).rid == 1
+
+
+def test_what_nobody_closes_is_closed_when_it_is_forgotten(path: Path) -> None:
+    exchange, tracker = Exchange(path, wire.replies, WAIT_S), Tracker(path)
+    with served(path):
+        exchange.ask(Hello())
+        tracker.post(Track(query="a", collection="docs"))
+        assert exchange._connections is not None
+        assert tracker._context is not None
+        contexts = [exchange._connections.context, tracker._context]
+        assert [context.closed for context in contexts] == [False, False]
+        del exchange, tracker
+        gc.collect()
+    assert [context.closed for context in contexts] == [True, True]
 
 
 FORKING = """

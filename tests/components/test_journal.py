@@ -25,6 +25,8 @@ from morgan.background.supervisor.journal import Journal
 
 DAY_S = 86400.0
 
+DEMAND = "create table demand (place integer primary key, weight real not null);"
+
 
 def task(number: int, status: TaskStatus = TaskStatus.PENDING) -> TaskRecord:
     return TaskRecord(
@@ -156,8 +158,9 @@ def test_executions_are_found_by_what_they_were() -> None:
 def test_a_file_of_version_1_keeps_its_history_and_it_is_found_by_what_it_was(tmp_path: Path) -> None:
     db = sqlite3.connect(tmp_path / "j")
     columns = "task_type text not null default '', collection text not null default '', status text not null default ''"
-    old = journal_module.SCHEMA.replace(f",\n  {columns}", "")
-    assert old != journal_module.SCHEMA
+    old = journal_module.SCHEMA.replace(f",\n  {columns}", "").replace(f"{DEMAND}\n", "")
+    assert columns not in old
+    assert DEMAND not in old
     db.executescript(f"begin; {old} pragma user_version = 1; commit;")
     for number in range(3):
         db.execute("insert into execution values (null, 0, ?)", (msgspec.msgpack.encode(execution(number)),))
@@ -168,6 +171,20 @@ def test_a_file_of_version_1_keeps_its_history_and_it_is_found_by_what_it_was(tm
         journal = Journal(tmp_path / "j")
         assert [one.task_id for one in journal.executions(99, status=TaskStatus.FAILED)] == ["t2", "t0"]
         assert [one.task_id for one in journal.executions(99)] == ["t2", "t1", "t0"]
+        assert journal.demand() in ((), (0.5, -1.0))
+        journal.save_demand([0.5, -1.0])
+        journal.commit()
+        journal.close()
+
+
+def test_what_was_learned_of_demand_is_there_at_the_next_start_and_replaced_as_a_whole(tmp_path: Path) -> None:
+    for weights in ([], [1.5, -2.0, 0.25], [3.0]):
+        journal = Journal(tmp_path / "j")
+        journal.save_demand(weights)
+        journal.commit()
+        journal.close()
+        journal = Journal(tmp_path / "j")
+        assert journal.demand() == tuple(weights)
         journal.close()
 
 

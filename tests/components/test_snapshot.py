@@ -232,7 +232,7 @@ def test_a_service_that_cannot_save_says_so_works_on_and_forgets_no_dropped_resu
     journal, saved = Journal(None), tmp_path / "state" / "results"
     core = make_core(config, core_settings(config), runtime, journal, own_pids=list, saved_results=saved)
     now = time.time()
-    core.publish([made("a"), made("b")], now)
+    core.publish([made("a"), made("b")], now, is_asked_for=True)
     core.keeper.invalidate("docs", "a")
     void = core.keeper.take_void()
     journal.void_results(void)

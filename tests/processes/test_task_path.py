@@ -193,3 +193,7 @@ def test_a_search_that_misses_is_a_hit_the_next_time_and_in_its_own_scope_alone(
     assert not third.is_precomputed
     assert [hit.id for hit in third.hits] == [first.hits[2].id]
     assert not client.search(text, docs, limit=5, tenant="another").is_precomputed
+    listed = expect(messages.QueryList, client.request(messages.ListQueries(collection=docs)))
+    (asked,) = [one for one in listed.queries if (one.query_text, one.scope) == (text, "")]
+    assert asked.access_count == 2  # the miss was tracked, the hit counted by its reader
+    assert asked.timed_count == 1

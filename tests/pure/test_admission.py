@@ -42,9 +42,7 @@ EVENTS = st.lists(
 
 
 def asked(popularity: Popularity, text: str, times: int, now: float) -> str:
-    key = popularity.track(text, "docs", "", 0.0, now)
-    popularity.add_hits(key, times - 1, now)
-    return key
+    return popularity.add(text, "docs", "", times, now).key
 
 
 def filled(capacity: int, now: float = 0.0) -> tuple[Policy, Popularity, list[str]]:
@@ -152,7 +150,7 @@ def test_what_the_store_held_before_is_restored_and_ranked_by_its_counts() -> No
 @settings(deadline=None)
 @given(seed=st.integers(0, 10**6), capacity=st.integers(20, 60))
 def test_whoever_leaves_is_at_most_an_hours_decay_above_the_lowest(seed: int, capacity: int) -> None:
-    """Between two rankings, a score falls by at most an hour's decay of the fastest count."""
+    """No value is older than an hour: meanwhile a score falls by at most an hour's decay of the fastest count."""
     chance = random.Random(seed)
     popularity = Popularity()
     policy = Policy(capacity, popularity, SumOfCounts(), refresh=1)

@@ -89,6 +89,7 @@ def jobs(
     popular: Popular,
     judgments: Mapping[str, tuple[str, Mapping[str, float]]] | None = None,
     cached: tuple[str, ...] = (),
+    worthless: tuple[str, ...] = (),
     stale: tuple[str, ...] = (),
 ) -> tuple[QueryJob, ...]:
     return jobs_for(
@@ -100,6 +101,7 @@ def jobs(
         max_queries=50,
         min_frequency=3,
         is_cached=cached.__contains__,
+        is_worth=lambda text: text not in worthless,
         stale=stale,
     )
 
@@ -136,6 +138,13 @@ def test_a_warm_task_leaves_out_what_is_cached_unless_told_to_refresh() -> None:
     refreshed = jobs(TaskType.WARM, {"force_refresh": True}, popular, cached=("b",))
     assert [one.text for one in refreshed] == ["a", "b", "c"]
     assert [one.text for one in jobs(TaskType.RERANK, {}, popular, cached=("b",))] == ["a", "b", "c"]
+
+
+def test_a_popular_query_whose_result_would_not_be_kept_is_left_out_and_a_named_one_is_not() -> None:
+    popular = Popular("a", "b", "c")
+    for task_type in (TaskType.WARM, TaskType.RERANK):
+        assert [one.text for one in jobs(task_type, {}, popular, worthless=("b",))] == ["a", "c"]
+        assert [one.text for one in jobs(task_type, {"queries": ["b"]}, popular, worthless=("b",))] == ["b"]
 
 
 def test_a_warm_task_gets_the_stale_queries_after_the_popular_ones_and_none_twice() -> None:

@@ -139,7 +139,7 @@ def test_a_record_of_before_the_decayed_counts_were_saved_keeps_its_score() -> N
 def test_more_records_than_there_is_room_for_are_cut_to_the_most_popular() -> None:
     popularity = Popularity()
     for n in range(20):
-        popularity.add_hits(popularity.track(f"q{n}", "docs", "", 0.0, 0.0), n, 0.0)
+        popularity.add(f"q{n}", "docs", "", n + 1, 0.0)
     smaller = Popularity(5)
     smaller.load(popularity.records(0.0), 0.0)
     assert {one.query_text for one in smaller.records(0.0)} == {f"q{n}" for n in range(15, 20)}
@@ -155,12 +155,24 @@ def test_nothing_is_known_of_a_query_never_asked() -> None:
 
 def test_hits_served_from_shared_memory_count_like_searches() -> None:
     popularity = Popularity()
-    key = popularity.track("a", "docs", "", 0.0, 100.0)
-    popularity.add_hits(key, 4, 100.0)
-    popularity.add_hits("forgotten", 4, 100.0)
-    (record,) = popularity.records(100.0)
-    assert (record.access_count, popularity.total_accesses) == (5, 5)
-    assert record.popularity == pytest.approx(15.0)
+    popularity.track("a", "docs", "", 0.0, 100.0)
+    popularity.add("a", "docs", "", 4, 100.0)
+    popularity.add("precomputed, never missed", "docs", "", 2, 100.0)
+    first, second = popularity.records(100.0)
+    assert (first.access_count, second.access_count, popularity.total_accesses) == (5, 2, 7)
+    assert first.popularity == pytest.approx(15.0)
+
+
+def test_a_search_counted_under_two_scopes_is_one_access() -> None:
+    popularity = Popularity()
+    popularity.add("a", "docs", "tenant", 3, 100.0, is_twin=True)
+    popularity.add("a", "docs", "", 3, 100.0)
+    assert [one.access_count for one in popularity.records(100.0)] == [3, 3]
+    assert popularity.total_accesses == 3
+    assert popularity.listed_count == 1
+    (listed,) = popularity.popular(100.0)
+    assert listed.scope == ""
+    assert popularity.by_collection(100.0) == {"docs": pytest.approx(9.0)}
 
 
 def test_a_burst_of_today_outranks_an_old_habit_and_a_week_later_does_not() -> None:
@@ -178,8 +190,7 @@ def test_a_burst_of_today_outranks_an_old_habit_and_a_week_later_does_not() -> N
 @given(texts=st.lists(st.integers(0, 200), max_size=150), capacity=st.integers(1, 25))
 def test_memory_is_bounded_and_the_most_popular_query_is_never_forgotten(texts: list[int], capacity: int) -> None:
     popularity = Popularity(capacity)
-    favourite = popularity.track("favourite", "docs", "", 0.0, 0.0)
-    popularity.add_hits(favourite, 1000, 0.0)
+    favourite = popularity.add("favourite", "docs", "", 1001, 0.0).key
     for number, text in enumerate(texts):
         popularity.track(f"q{text}", "docs", "", 0.0, float(number))
         assert len(popularity) <= capacity

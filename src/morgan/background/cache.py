@@ -95,7 +95,10 @@ class PrecomputedSearchCache:
     # --- queries ------------------------------------------------------------------------------------------------------
 
     def track_query(self, query: str, collection_name: str, response_time: float = 0.0) -> str:
-        """Count one search (`response_time` in seconds); return the query's 32-character hash."""
+        """Count one search (`response_time` in seconds); return the query's 32-character hash.
+
+        One that `get_cached_results` answered is counted by itself.
+        """
         ask = messages.Track(rid=1, query=query, collection=collection_name, response_s=response_time)
         return expect(messages.Tracked, self._lane.request(ask)).query_hash
 

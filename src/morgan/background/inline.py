@@ -237,7 +237,7 @@ class InlineLane:
             else:
                 self._core.problems[RERANKING] = problem
             if result is not None:
-                self._core.publish([result], time.time())
+                self._core.publish([result], time.time(), is_asked_for=True)
         return result
 
     def report_change(self, collection: str, ids: tuple[PointId, ...]) -> None:

@@ -120,15 +120,13 @@ class Answers:
     def key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Key | None:
         return self._signature.key(args, kwargs)
 
-    def held(self, key: Key, began: float) -> tuple[bool, Any]:
+    def held(self, key: Key) -> tuple[bool, Any]:
         """Return whether there is a result, and the result: a fresh copy, the caller's to change."""
         found = self._lane().reader.get(key.query, key.collection, key.scope)
         if found is None:
             return False, None
         decode = self._terms.decode
-        value = decode(found) if decode and not key.scope else found.fresh_metadata()[0][VALUE]
-        self._track(key, began)
-        return True, value
+        return True, decode(found) if decode and not key.scope else found.fresh_metadata()[0][VALUE]
 
     def keep(self, key: Key, value: Any, began: float) -> None:
         """Post what was computed, and how long that took. Never raises for want of a service."""
@@ -155,7 +153,8 @@ class Answers:
     def _track(self, key: Key, began: float) -> None:
         response_s = time.perf_counter() - began
         # counted as a search of the collection, whatever else it was asked with: that is what can be precomputed
-        self._lane().post(Track(query=key.query, collection=key.collection, response_s=response_s))
+        track = Track(query=key.query, collection=key.collection, response_s=response_s, was_looked_up=True)
+        self._lane().post(track)
 
 
 def wrapped(lane: Callable[[], Lane], search: Callable[P, T], terms: Terms) -> Callable[P, T]:
@@ -169,7 +168,7 @@ def wrapped(lane: Callable[[], Lane], search: Callable[P, T], terms: Terms) -> C
             began, key = time.perf_counter(), answers.key(args, kwargs)
             if key is None:
                 return await search_async(*args, **kwargs)
-            is_held, value = answers.held(key, began)
+            is_held, value = answers.held(key)
             if not is_held:
                 value = await search_async(*args, **kwargs)
                 answers.keep(key, value, began)
@@ -182,7 +181,7 @@ def wrapped(lane: Callable[[], Lane], search: Callable[P, T], terms: Terms) -> C
         began, key = time.perf_counter(), answers.key(args, kwargs)
         if key is None:
             return search(*args, **kwargs)
-        is_held, value = answers.held(key, began)
+        is_held, value = answers.held(key)
         if not is_held:
             value = search(*args, **kwargs)
             answers.keep(key, value, began)
