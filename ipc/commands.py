@@ -22,13 +22,17 @@ class Role(StrEnum):
 
 
 class Configure(Message, tag="configure", frozen=True):
-    """The answer to Ready: what to work with. `board_row` is the worker's row of the board (board.py)."""
+    """The answer to Ready: what to work with. `board_row` is the worker's row of the board (board.py).
+
+    `allowed_uids` may call the owner.
+    """
 
     settings: WorkerSettings
     board_path: str
     owner_socket: str
     results_path: str
     board_row: int
+    allowed_uids: tuple[int, ...]
 
 
 class Run(Message, tag="run", frozen=True):

@@ -16,13 +16,13 @@ from contextlib import suppress
 import zmq
 
 from ..ipc import wire
+from ..ipc.admittance import MIN_OPEN_FILES, Admittance, raise_file_limit, shut_at
 from ..ipc.board import Board
 from ..ipc.commands import Configure, Drain, Event, Failed, Finished, Progress, Ready, Role, Started, Stopped
 from ..ipc.errors import ConfigError, ProtocolError
 from ..ipc.messages import Failure, Reply
 from ..ipc.paths import RuntimePaths
 from ..ipc.sockets import CLIENT_HIGH_WATER, CLIENT_UNREAD, HIGH_WATER, bind_router, receive, send
-from .admittance import MIN_OPEN_FILES, Admittance, raise_file_limit, shut_at
 from .clock import ClockWatch, WallTimer
 from .core import Core
 from .lookout import Lookout
@@ -223,6 +223,7 @@ class Supervisor:
                 owner_socket=str(self._runtime.owner),
                 results_path=str(self._runtime.results),
                 board_row=process.index,
+                allowed_uids=tuple(sorted(self._reloader.running.allowed_uids())),
             ),
         )
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 
 import zmq
 
+from ..ipc.admittance import Admittance, raise_file_limit, shut_at
 from ..ipc.calls import MAX_CALL_BYTES
 from ..ipc.commands import ChangeSeen, Configure, Drain, Published, Started
 from ..ipc.errors import ModelUnavailable
 from ..ipc.records import ComputedResult
-from ..ipc.sockets import HIGH_WATER, bind_router
+from ..ipc.sockets import CLIENT_UNREAD, HIGH_WATER, bind_router
 from .link import Link
 from .open_store import open_store
 from .owner import Desk, OwnerService
@@ -39,12 +41,28 @@ def run_owner(
         link.send(Published(results=results))
 
     service = OwnerService(store, embedder, reranker, settings, publish, report=link.send)
-    socket = bind_router(link.context, Path(command.owner_socket), max_bytes=MAX_CALL_BYTES, high_water=HIGH_WATER)
+    path = Path(command.owner_socket)
+    admittance = Admittance(link.context, command.allowed_uids)
+    socket = bind_router(
+        link.context, path, max_bytes=MAX_CALL_BYTES, high_water=HIGH_WATER, domain="owner", unread=CLIENT_UNREAD
+    )
+    admittance.guard("owner's socket", socket, path, shut_at(raise_file_limit()))
+    admittance.start()
     link.poller.register(socket, zmq.POLLIN)
+    link.poller.register(admittance.wake_fd, zmq.POLLIN)
     link.send(Started())
     desk = Desk(socket, service)
-    while not isinstance(order := link.wait(None), Drain):
-        if isinstance(order, ChangeSeen):
-            desk.seen(order.seq)
-        desk.serve_ready()
+    try:
+        while not isinstance(order := link.wait(_wait_s(admittance)), Drain):
+            if isinstance(order, ChangeSeen):
+                desk.seen(order.seq)
+            desk.serve_ready()
+            admittance.turn(time.monotonic())  # it logs what is wrong: that concerns callers alone
+    finally:
+        admittance.close()
     store.close()
+
+
+def _wait_s(admittance: Admittance) -> float | None:
+    look_at = admittance.next_deadline()
+    return None if look_at is None else max(look_at - time.monotonic(), 0.0)

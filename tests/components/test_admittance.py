@@ -15,11 +15,7 @@ import pytest
 import zmq
 
 from morgan.background.ipc import wire
-from morgan.background.ipc.errors import ServiceUnavailable
-from morgan.background.ipc.exchange import Exchange
-from morgan.background.ipc.messages import Status
-from morgan.background.ipc.sockets import CLIENT_HIGH_WATER, bind_router, connect_dealer, endpoint
-from morgan.background.supervisor.admittance import (
+from morgan.background.ipc.admittance import (
     MAX_CONNECTIONS,
     MAX_OPEN_FILES,
     MIN_OPEN_FILES,
@@ -28,6 +24,10 @@ from morgan.background.supervisor.admittance import (
     shut_at,
     uid_of,
 )
+from morgan.background.ipc.errors import ServiceUnavailable
+from morgan.background.ipc.exchange import Exchange
+from morgan.background.ipc.messages import Status
+from morgan.background.ipc.sockets import CLIENT_HIGH_WATER, bind_router, connect_dealer, endpoint
 
 Context = zmq.Context[zmq.Socket[bytes]]
 
@@ -245,7 +245,7 @@ def test_half_of_the_files_are_kept_for_connections_that_come_while_a_door_is_sh
 def test_the_limit_of_open_files_is_raised_as_far_as_it_may_be() -> None:
     script = (
         "import resource\n"
-        "from morgan.background.supervisor.admittance import raise_file_limit\n"
+        "from morgan.background.ipc.admittance import raise_file_limit\n"
         "print(raise_file_limit(), *resource.getrlimit(resource.RLIMIT_NOFILE))\n"
     )
 

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -17,9 +18,9 @@ import pytest
 import zmq
 
 from morgan.background.ipc import messages
+from morgan.background.ipc.admittance import MAX_CONNECTIONS, MIN_OPEN_FILES
 from morgan.background.ipc.client import Client
 from morgan.background.ipc.sockets import CLIENT_UNREAD, connect_dealer
-from morgan.background.supervisor.admittance import MAX_CONNECTIONS, MIN_OPEN_FILES
 from tests.processes.daemons import NO_MODEL, START_S, Daemon
 
 TASKS = 10_000
@@ -151,11 +152,10 @@ sys.stdin.read()
 """
 
 
-def test_a_flood_of_connections_shuts_the_door_and_nothing_else(fresh: Daemon) -> None:
-    """As fast as processes can connect, against MIN_OPEN_FILES: without the door libzmq would end the supervisor."""
-    resource.prlimit(fresh.pid, resource.RLIMIT_NOFILE, (MIN_OPEN_FILES, MIN_OPEN_FILES))
-    path = str(fresh.runtime / "clients.sock")
-    command = [sys.executable, "-c", FLOOD, path]
+@contextmanager
+def flooded(path: Path) -> Iterator[None]:
+    """Connect from four processes, as fast and as often as they can, and stay connected for the block."""
+    command = [sys.executable, "-c", FLOOD, str(path)]
     flood = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     try:
         connected = 0
@@ -163,18 +163,37 @@ def test_a_flood_of_connections_shuts_the_door_and_nothing_else(fresh: Daemon) -
             assert one.stdout is not None
             connected += int(one.stdout.readline())
         assert connected >= MAX_CONNECTIONS // 2
+        yield
+    finally:
+        for one in flood:
+            one.communicate("")
+
+
+def test_a_flood_of_connections_shuts_the_door_and_nothing_else(fresh: Daemon) -> None:
+    """As fast as processes can connect, against MIN_OPEN_FILES: without the door libzmq would end the supervisor."""
+    resource.prlimit(fresh.pid, resource.RLIMIT_NOFILE, (MIN_OPEN_FILES, MIN_OPEN_FILES))
+    with flooded(fresh.runtime / "clients.sock"):
         problems = fresh.client.request(messages.Status(), ANSWER_S)
         assert isinstance(problems, messages.Report)
         assert fresh.process is not None
         assert fresh.process.poll() is None
         ended = fresh.finished(fresh.submit("warm", "during_the_flood"))
         assert ended.attempt == 1
-    finally:
-        for one in flood:
-            one.communicate("")
     with Client(runtime_dir=fresh.runtime, state_dir=fresh.state) as newcomer:
         assert newcomer.request(messages.Hello(), START_S).pid == fresh.pid  # type: ignore[union-attr]
     assert "no new connections to the clients' socket" in fresh.log.read_text()
+
+
+def test_a_flood_of_connections_to_the_store_owner_leaves_it_at_work(fresh: Daemon) -> None:
+    assert fresh.client.collections() == ()
+    (owner,) = [one["pid"] for one in fresh.client.status()["workers"] if one["role"] == "owner"]
+    resource.prlimit(owner, resource.RLIMIT_NOFILE, (MIN_OPEN_FILES, MIN_OPEN_FILES))
+    with flooded(fresh.runtime / "owner.sock"):
+        fresh.client.create_collection("during_the_flood", 4)
+    with Client(runtime_dir=fresh.runtime, state_dir=fresh.state, call_timeout_s=START_S) as newcomer:
+        assert [one.name for one in newcomer.collections()] == ["during_the_flood"]
+    assert owner in [one["pid"] for one in fresh.client.status()["workers"]]
+    assert "no new connections to the owner's socket" in fresh.log.read_text()
 
 
 LOW_LIMIT = """

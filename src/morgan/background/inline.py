@@ -94,7 +94,12 @@ class InlineLane:
             cpu=time.thread_time,  # the process's CPU is mostly the application's
         )
         configure = Configure(
-            settings=WorkerSettings(), board_path="", owner_socket="", results_path="", board_row=WORKER
+            settings=WorkerSettings(),
+            board_path="",
+            owner_socket="",
+            results_path="",
+            board_row=WORKER,
+            allowed_uids=(),
         )
         self._core.worker_joined(WORKER, Role.TASKS, os.getpid(), configure)
         self.on_event(Ready(role=Role.TASKS, index=WORKER, pid=os.getpid()))
