@@ -19,7 +19,7 @@ import msgspec
 from ..ipc.errors import ConfigError
 from ..ipc.paths import APP
 from ..ipc.settings import Secret
-from .sections import LOG_LEVELS, RANGES, SECTIONS, Config, Section, Store
+from .sections import LOG_LEVELS, RANGES, SECTIONS, Config, Section, Store, uid_named
 
 __all__ = ["RANGES", "SECTIONS", "Config", "as_environment", "default_toml", "load", "search_path"]
 
@@ -120,6 +120,8 @@ def _value(where: str, full: str, value: Any, hint: Any, *, is_text: bool) -> An
         items = [part.strip() for part in value.split(",") if part.strip()] if is_text else value
         if not isinstance(items, list) or not all(isinstance(item, str) and item for item in items):
             raise ConfigError(f"{where}: {value!r} must be a list of texts")
+        for item in items if full in _CHECKS else ():
+            _CHECKS[full](where, item)
         return tuple(items)
     try:
         converted = msgspec.convert(value, hint, strict=not is_text)
@@ -149,6 +151,13 @@ def _check_zone(where: str, name: str) -> None:
         raise ConfigError(f"{where}: {name!r} must be a zone of the IANA database, such as Europe/Berlin") from None
 
 
+def _check_user(where: str, name: str) -> None:
+    try:
+        uid_named(name)
+    except KeyError:
+        raise ConfigError(f"{where}: {name!r} must be a user of this machine, or a uid") from None
+
+
 def _check_url(where: str, url: str) -> None:
     parts = urlsplit(url)
     if "@" in parts.netloc:  # not shown: it may hold a password
@@ -157,7 +166,12 @@ def _check_url(where: str, url: str) -> None:
         raise ConfigError(f"{where}: {url!r} must be a url that begins with http:// or https://")
 
 
-_CHECKS = {"service.log_level": _check_level, "service.timezone": _check_zone, "store.url": _check_url}
+_CHECKS = {
+    "service.log_level": _check_level,
+    "service.timezone": _check_zone,
+    "service.allowed_users": _check_user,
+    "store.url": _check_url,
+}
 
 
 def _check_together(config: Config, origins: Mapping[str, str]) -> None:

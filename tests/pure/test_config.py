@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -165,6 +166,13 @@ def test_a_key_that_cannot_be_had_or_stands_in_the_wrong_place_is_refused_withou
     assert "cannot be read" in refusal(MORGAN_STORE_API_KEY_FILE=str(tmp_path / "none"))
     assert "not set" in refusal(MORGAN_STORE_API_KEY_ENV="QDRANT")
     assert "set one of them" in refusal(MORGAN_STORE_API_KEY_ENV="A", A="x", MORGAN_STORE_API_KEY_FILE=str(empty))
+
+
+def test_who_may_connect_is_named_by_a_user_of_this_machine_or_a_number(tmp_path: Path) -> None:
+    config = load(written(tmp_path, '[service]\nallowed_users = ["4711", "root"]\n'), EMPTY)
+    assert config.allowed_uids() == {os.getuid(), 0, 4711}
+    said = refusal(written(tmp_path, '[service]\nallowed_users = ["nobody-here"]\n'))
+    assert "config.toml: service.allowed_users: 'nobody-here' must be a user of this machine, or a uid" in said
 
 
 @given(st.tuples(*[st.integers(0, 23)] * 4))

@@ -245,11 +245,12 @@ def test_every_key_of_a_report_is_listed(lane: InlineLane, kind: str) -> None:
 HEX_AND_MAP = re.findall(r"```hex\n(.*?)```\n.*?```json\n(.*?)```", page("protocol.md"), re.S)
 
 
-@pytest.mark.parametrize(("codec", "example"), list(zip([wire.requests, wire.replies], HEX_AND_MAP, strict=True)))
+@pytest.mark.parametrize(("codec", "example"), list(zip([wire.requests, wire.replies] * 2, HEX_AND_MAP, strict=True)))
 def test_the_bytes_of_the_worked_example_are_the_shown_map(codec: wire.Codec[Any], example: tuple[str, str]) -> None:
     frame, shown = bytes.fromhex(example[0]), json.loads(example[1])
     assert msgpack.unpackb(frame) == shown
-    assert wire.encode(codec.decode(frame)) == frame
+    written = msgpack.unpackb(wire.encode(codec.decode(frame)))
+    assert shown.items() <= written.items()  # a field that is not sent has its default
 
 
 def asked_and_printed(command: list[str], folder: Path, lane: InlineLane) -> tuple[messages.Request, str]:
