@@ -59,7 +59,8 @@ from .queue import Queue, QueuePolicy
 from .results import CachePolicy, ResultKeeper
 from .state import Action, SendCommand, SendReply, Waiter, Worker
 
-BUSY_PERIOD_S = 0.25  # between readings while a task runs: spec-notes wants a reaction within a second
+BUSY_PERIOD_S = 0.1  # between readings while a task runs: what the budget is late by when somebody comes back
+WAITING_PERIOD_S = 0.5  # while tasks wait and none runs
 IDLE_PERIOD_S = 2.0
 REFRESH_PRIORITY = -1  # of what nobody asked for
 SAVE_PERIOD_S = 60.0  # query analytics are statistics: losing a minute of them at a crash is accepted
@@ -296,7 +297,8 @@ class Core:
             if worker.task_id is not None:
                 is_busy = True
                 self._add_grant(worker, now)
-        self._next_sample_at = now + (BUSY_PERIOD_S if is_busy or self.queue.has_pending else IDLE_PERIOD_S)
+        period_s = BUSY_PERIOD_S if is_busy else WAITING_PERIOD_S if self.queue.has_pending else IDLE_PERIOD_S
+        self._next_sample_at = now + period_s
 
     def sample_if_stale(self, now: float) -> None:
         if not 0 <= now - self._sampled_at < FRESH_S:
@@ -600,10 +602,16 @@ class Core:
                 advanced = scheduler.advance(schedule, now, self.settings.zone, has_run=True)
                 self.save_schedule(msgspec.structs.replace(advanced, note=note))
 
+    def is_budget_taken(self) -> bool:
+        """Say whether as many workers are at work as the budget keeps busy: one more would take turns with them."""
+        at_work = sum(worker.task_id is not None and worker.is_heavy for worker in self.workers.values())
+        return at_work >= governor.workers_for(self.decision.budget_permille, self.readings.cpus)
+
     def _dispatch(self, now: float) -> None:
         if not self.queue.has_pending:
             return
-        is_admitting, is_store_ready = self.decision.is_admitting, self.is_owner_ready()
+        is_store_ready = self.is_owner_ready()
+        is_admitting = self.decision.is_admitting and not self.is_budget_taken()
         while True:
             record = self.queue.next_ready(now, is_admitting=is_admitting, is_store_ready=is_store_ready)
             if record is None:
@@ -616,7 +624,8 @@ class Core:
             self.changed(leased, is_kept=record.task_type is not TaskType.PING)  # docs/design.md, "Durability"
             if worker.task_id is None:
                 self._begin(worker, leased.task_id, leased.attempt, now)
-                worker.is_tiny = is_tiny
+                worker.is_tiny, worker.is_heavy = is_tiny, leased.task_type is not TaskType.PING
+                is_admitting = self.decision.is_admitting and not self.is_budget_taken()
             else:
                 worker.ahead[leased.task_id] = leased.attempt
             self.last_check_at = now
@@ -685,6 +694,7 @@ class Core:
             is_draining=self.is_draining,
             is_owner_ready=self.is_owner_ready(),
             is_admitting=self.decision.is_admitting,
+            is_budget_taken=self.is_budget_taken(),
             reason=self.decision.reason,
             admits_from=functools.cache(admits_from),
         )

@@ -2,19 +2,28 @@
 
 The limit is of the whole machine and for everything together, so background work gets what is left under it:
 budget = limit(hour) - others' use. Own use is told apart, else the service would throttle itself.
+
+Readings come ten times a second, and the kernel counts CPU time in steps of 10 ms: what others use is the mean of the
+last WINDOW_S, but a burst counts at once.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import IntEnum
 
+WINDOW_S = 0.5  # others' use is the mean of so long: 1 % of two CPUs is one of the kernel's ticks then, 5 % in 0.1 s
+BURST_PERMILLE = 100  # a reading so far above that mean counts by itself
 RISE_PER_S = 250  # permille a second: from nothing to 70 % in under 3 s; falls are at once
 QUERY_COST_PERMILLE = 20  # room kept for each search a second, before its CPU shows in a reading
 MAX_QUERY_ROOM_PERMILLE = 200
 PSI_CALM_PERMILLE = 200  # "some" above this: tasks wait for a CPU a fifth of the time
+PSI_OTHERS_PERMILLE = 100  # and others use more than this; from twice as much on, pressure counts in full
 ADMIT_PERMILLE = 50  # below a twentieth of the machine a new task is not worth its start
 MEMORY_HYSTERESIS_PERMILLE = 30
+MEMORY_STEP_PERMILLE = 50  # from the limit of one step of memory to that of the next: 80, 85 and 90 %
 LOOK_AHEAD_STEP_S = 300  # when the limit will have risen is said to five minutes
 
 
@@ -39,26 +48,41 @@ class Readings:
     own_cpu_permille: int
     others_cpu_permille: int
     memory_used_permille: int
-    cpus: int
-    psi_some_permille: int | None = None
+    cpus: float  # usable: by affinity, or by the container's quota where that is less
+    psi_some_permille: int | None = None  # of the time since the last look in which a task of others waited for a CPU
+    is_on_battery: bool = False
     query_rate_hz: float = 0.0
     is_plausible: bool = True
     reason: str = ""  # why it is not plausible
+
+
+class Memory(IntEnum):
+    """How short memory is, and what is done about it: each step does what those before it do as well."""
+
+    EASY = 0
+    TIGHT = 1  # above the limit: no task is admitted
+    SHORT = 2  # batches are as small as can be
+    CRITICAL = 3  # workers are replaced, one after the other: their memory is given back
 
 
 @dataclass(frozen=True, slots=True)
 class GovernorState:
     budget_permille: int = 0
     at_s: float | None = None
-    is_memory_tight: bool = False
+    memory: Memory = Memory.EASY
+    recent: tuple[tuple[float, int], ...] = ()  # seconds, and others' use in permille in them: the last WINDOW_S
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     budget_permille: int
     is_admitting: bool
-    is_memory_tight: bool
+    memory: Memory
     reason: str
+
+    @property
+    def is_memory_tight(self) -> bool:
+        return self.memory > Memory.EASY
 
 
 def is_active_hours(limits: Limits, hour: float) -> bool:
@@ -91,24 +115,46 @@ def step(state: GovernorState, readings: Readings, limits: Limits, hour: float) 
     went_back = state.at_s is not None and readings.at_s < state.at_s
     if not readings.is_plausible or went_back:
         why = readings.reason or "the clock went backwards"
-        next_state = GovernorState(0, readings.at_s, state.is_memory_tight)
-        return next_state, Decision(
-            0, False, state.is_memory_tight, f"readings failed ({why}): taken as a busy machine"
-        )
-    is_tight = _is_memory_tight(state, readings, limits)
+        reason = f"readings failed ({why}): taken as a busy machine"
+        return GovernorState(0, readings.at_s, state.memory), Decision(0, False, state.memory, reason)
+    memory = _memory(state.memory, readings.memory_used_permille, limits.memory_permille)
     limit = cpu_limit_permille(limits, hour)
-    target, room = _target(readings, limit)
+    recent = _recent(state, readings)
+    others = _others(recent)
+    target = 0 if readings.is_on_battery else _target(readings, others, limit)
     if state.at_s is None:
         budget = target
     else:
         budget = min(target, state.budget_permille + round((readings.at_s - state.at_s) * RISE_PER_S))
-    reason = _reason(readings, limits, hour, limit, budget, room)
-    if is_tight:
-        reason = (
-            f"memory is {_percent(readings.memory_used_permille)} used, the limit is {_percent(limits.memory_permille)}"
-        )
-    is_admitting = budget >= ADMIT_PERMILLE and not is_tight
-    return GovernorState(budget, readings.at_s, is_tight), Decision(budget, is_admitting, is_tight, reason)
+    if memory > Memory.EASY:
+        reason = _memory_reason(memory, readings, limits)
+    elif readings.is_on_battery:
+        reason = "the machine runs on its battery: nothing runs until it is plugged in, but for forced tasks"
+    else:
+        reason = _reason(readings, others, limits, hour, limit, budget)
+    is_admitting = budget >= ADMIT_PERMILLE and memory is Memory.EASY
+    return GovernorState(budget, readings.at_s, memory, recent), Decision(budget, is_admitting, memory, reason)
+
+
+def _recent(state: GovernorState, readings: Readings) -> tuple[tuple[float, int], ...]:
+    """Return the readings of others' use that the mean is of: the newest, and those before it of the last WINDOW_S."""
+    elapsed_s = 0.0 if state.at_s is None else readings.at_s - state.at_s
+    kept, left_s = [(elapsed_s, readings.others_cpu_permille)], WINDOW_S - elapsed_s
+    for seconds, others in state.recent:  # the newest first
+        if left_s < seconds:
+            break
+        kept.append((seconds, others))
+        left_s -= seconds
+    return tuple(kept)
+
+
+def _others(recent: tuple[tuple[float, int], ...]) -> int:
+    newest = recent[0][1]
+    total_s = sum(seconds for seconds, _ in recent)
+    if total_s <= 0:
+        return newest
+    mean = sum(seconds * others for seconds, others in recent) / total_s
+    return newest if newest > mean + BURST_PERMILLE else round(mean)
 
 
 def admits_from(readings: Readings, limits: Limits, now: float, hour_at: Callable[[float], float]) -> float | None:
@@ -116,39 +162,62 @@ def admits_from(readings: Readings, limits: Limits, now: float, hour_at: Callabl
 
     None where no hour of the day does, and where it is not a question of the hour: memory is short, a reading failed.
     """
-    if not readings.is_plausible or readings.memory_used_permille > limits.memory_permille:
+    if not readings.is_plausible or readings.is_on_battery:
+        return None
+    if readings.memory_used_permille > limits.memory_permille:
         return None
     times = (now + step_s for step_s in range(0, 86400 + LOOK_AHEAD_STEP_S, LOOK_AHEAD_STEP_S))
-    admitting = (at for at in times if _target(readings, cpu_limit_permille(limits, hour_at(at)))[0] >= ADMIT_PERMILLE)
-    return next(admitting, None)
+    others = readings.others_cpu_permille
+    limit_at = ((at, cpu_limit_permille(limits, hour_at(at))) for at in times)
+    return next((at for at, limit in limit_at if _target(readings, others, limit) >= ADMIT_PERMILLE), None)
 
 
-def _target(readings: Readings, limit: int) -> tuple[int, int]:
-    """Return the budget these readings would allow in the long run, and the part of it kept free for searches."""
-    room = min(round(readings.query_rate_hz * QUERY_COST_PERMILLE), MAX_QUERY_ROOM_PERMILLE)
-    target = limit - readings.others_cpu_permille - room
+def _room(readings: Readings) -> int:
+    """Return the part of the machine that is kept free for searches."""
+    return min(round(readings.query_rate_hz * QUERY_COST_PERMILLE), MAX_QUERY_ROOM_PERMILLE)
+
+
+def _target(readings: Readings, others: int, limit: int) -> int:
+    """Return the budget these readings would allow in the long run."""
+    target = max(limit - others - _room(readings), 0)
     pressure = readings.psi_some_permille
-    # Pressure that we cause ourselves is not a reason to back off: it counts only where others use the CPU.
-    if pressure is not None and pressure > PSI_CALM_PERMILLE and readings.others_cpu_permille > PSI_CALM_PERMILLE:
-        target = target * PSI_CALM_PERMILLE // pressure
-    return max(target, 0), room
+    if pressure is None or pressure <= PSI_CALM_PERMILLE:
+        return target
+    # Where others use little, nobody who matters waits. Not a step: the budget would swing at one reading more or less.
+    weight = min(max(others / PSI_OTHERS_PERMILLE - 1, 0.0), 1.0)
+    return round(target * (1 - weight * (1 - PSI_CALM_PERMILLE / pressure)))
 
 
-def _is_memory_tight(state: GovernorState, readings: Readings, limits: Limits) -> bool:
-    edge = limits.memory_permille - (MEMORY_HYSTERESIS_PERMILLE if state.is_memory_tight else 0)
-    return readings.memory_used_permille > edge
+def _memory(held: Memory, used: int, limit: int) -> Memory:
+    """Return the step: up at once, down where use is MEMORY_HYSTERESIS_PERMILLE below the limit of the held one."""
+
+    def step_at(permille: int) -> Memory:
+        if permille <= limit:
+            return Memory.EASY
+        return Memory(min(1 + (permille - limit - 1) // MEMORY_STEP_PERMILLE, Memory.CRITICAL))
+
+    return max(step_at(used), min(held, step_at(used + MEMORY_HYSTERESIS_PERMILLE)))
 
 
-def _reason(readings: Readings, limits: Limits, hour: float, limit: int, budget: int, room: int) -> str:
+def _memory_reason(memory: Memory, readings: Readings, limits: Limits) -> str:
+    words = f"memory is {_percent(readings.memory_used_permille)} used, the limit is {_percent(limits.memory_permille)}"
+    done = {Memory.SHORT: "; batches are small", Memory.CRITICAL: "; batches are small, workers are replaced"}
+    return words + done.get(memory, "")
+
+
+def _reason(readings: Readings, others: int, limits: Limits, hour: float, limit: int, budget: int) -> str:
     if is_active_hours(limits, hour):
         when = f"active hours ({limits.active_start_h:02d}-{limits.active_end_h:02d})"
     elif _within(hour, limits.quiet_start_h, limits.quiet_end_h):
         when = f"quiet hours ({limits.quiet_start_h:02d}-{limits.quiet_end_h:02d})"
     else:
         when = "between active and quiet hours"
-    words = f"{when}: {_percent(limit)} of the machine; others use {_percent(readings.others_cpu_permille)}"
-    if room:
+    words = f"{when}: {_percent(limit)} of the machine; others use {_percent(others)}"
+    if room := _room(readings):
         words += f", {_percent(room)} kept for {readings.query_rate_hz:.1f} searches a second"
+    pressure = readings.psi_some_permille
+    if pressure is not None and pressure > PSI_CALM_PERMILLE and others > PSI_OTHERS_PERMILLE:
+        words += f" and wait for a CPU {_percent(pressure)} of the time"
     return f"{words}, {_percent(budget)} left"
 
 
@@ -156,6 +225,11 @@ def _percent(permille: int) -> str:
     return f"{permille / 10:.0f} %"
 
 
-def worker_duty_permille(budget_permille: int, cpus: int, active_workers: int) -> int:
+def worker_duty_permille(budget_permille: int, cpus: float, active_workers: int) -> int:
     """Return the share of one CPU that each active worker may use: an equal part of the budget, at most all of it."""
-    return max(0, min(budget_permille * cpus // max(active_workers, 1), 1000))
+    return max(0, min(int(budget_permille * cpus / max(active_workers, 1)), 1000))
+
+
+def workers_for(budget_permille: int, cpus: float) -> int:
+    """Return how many workers the budget keeps busy: one more would only take turns with them, with its own caches."""
+    return max(1, math.ceil(budget_permille * cpus / 1000))

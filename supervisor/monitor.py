@@ -1,8 +1,11 @@
-"""Owns the readings of this machine: CPU of our own and of others, memory, pressure. Decides nothing."""
+"""Owns the readings of this machine: CPU of our own and of others, memory, pressure, battery. Decides nothing.
+
+"The machine" is what this process may use: the CPUs of its affinity, or its container's quota where that is less. What
+others use is counted on those CPUs, and in the container as well where it has a quota: the higher share stands.
+"""
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Sequence
@@ -10,58 +13,13 @@ from pathlib import Path
 
 import psutil
 
+from .container import CGROUP, Container, PseudoFile
 from .governor import Readings
 
-CGROUP = Path("/sys/fs/cgroup")
 PRESSURE = Path("/proc/pressure/cpu")
 MIN_INTERVAL_S = 0.05  # below this the kernel's 10 ms ticks say nothing; the last reading stands
-
-
-def machine_cpus(cgroup: Path = CGROUP) -> int:
-    """Return how many CPUs this process may use: its affinity, or the container's quota where that is smaller."""
-    cpus = len(os.sched_getaffinity(0))
-    quota = _cgroup_quota(cgroup)
-    return cpus if quota is None else max(1, min(cpus, math.ceil(quota)))
-
-
-def _cgroup_quota(cgroup: Path) -> float | None:
-    """Return the CPU quota in CPUs from cgroup v2 or v1; None where there is none."""
-    if (text := _text(cgroup / "cpu.max")) is not None:
-        quota, _, period = text.partition(" ")
-        return None if quota == "max" else int(quota) / int(period)
-    quota_us, period_us = _text(cgroup / "cpu/cpu.cfs_quota_us"), _text(cgroup / "cpu/cpu.cfs_period_us")
-    if quota_us is not None and period_us is not None and int(quota_us) > 0:
-        return int(quota_us) / int(period_us)
-    return None
-
-
-def _cgroup_memory_permille(cgroup: Path) -> int:
-    """Return how full the container's memory limit is; 0 where there is no limit."""
-    for limit_file, used_file in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        limit, used = _text(cgroup / limit_file), _text(cgroup / used_file)
-        # v1 writes "no limit" as a number near 2^63
-        if limit is not None and used is not None and limit != "max" and int(limit) < 2**60:
-            return min(1000 * int(used) // max(int(limit), 1), 1000)
-    return 0
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return None  # not this cgroup version, or no container: the usual case
-
-
-def _pressure_permille(path: Path = PRESSURE) -> int | None:
-    """Return the share of the last 10 s in which some task waited for a CPU; None where the kernel has no PSI."""
-    text = _text(path)
-    if text is None:
-        return None
-    fields = dict(field.split("=") for field in text.splitlines()[0].split()[1:])
-    return round(float(fields["avg10"]) * 10)
+SLOW_PERIOD_S = 1.0  # between readings of memory: it changes slowly, and they take as long as all the others
+RARE_PERIOD_S = 30.0  # between looks at the battery, and for other limits of the container
 
 
 def _process_cpu_s(pid: int) -> float | None:
@@ -75,12 +33,68 @@ def _process_cpu_s(pid: int) -> float | None:
         return None
 
 
+class Own:
+    """What the service's own processes used and waited for."""
+
+    def __init__(self) -> None:
+        self._cpu_s: dict[int, float] = {}
+        self._waits: dict[int, tuple[PseudoFile, int]] = {}
+
+    def cpu_s(self, pids: Sequence[int]) -> float:
+        """Return the CPU time that `pids` used since the last call. A new process counts from its next one on."""
+        current = {pid: used for pid in pids if (used := _process_cpu_s(pid)) is not None}
+        used_s = sum(used - self._cpu_s.get(pid, used) for pid, used in current.items())
+        self._cpu_s = current
+        return used_s
+
+    def waited_s(self, pids: Sequence[int]) -> float:
+        """Return how long the main threads of `pids` were ready to run and had no CPU, since the last call."""
+        current, waited_ns = {}, 0
+        for pid in pids:
+            file, before = self._waits.pop(pid, (None, 0))
+            file = file or PseudoFile.at(Path(f"/proc/{pid}/schedstat"))
+            if file is None:
+                continue
+            try:
+                now_ns = int(file.text().split()[1])
+            except (OSError, IndexError):  # it has ended
+                file.close()
+                continue
+            waited_ns += now_ns - before if before else 0
+            current[pid] = (file, now_ns)
+        for file, _ in self._waits.values():
+            file.close()
+        self._waits = current
+        return waited_ns / 1e9
+
+
+class Pressure:
+    """How much of the time some task waited for a CPU. None where the kernel does not say."""
+
+    def __init__(self, path: Path = PRESSURE) -> None:
+        self._file = PseudoFile.at(path)
+        self._total_us: int | None = None
+
+    def waited_s(self) -> float | None:
+        """Return for how long some task waited since the last call; None at the first."""
+        if self._file is None:
+            return None
+        total_us = int(self._file.text().split("total=", 1)[1].split(None, 1)[0])
+        before, self._total_us = self._total_us, total_us
+        return None if before is None else max(total_us - before, 0) / 1e6
+
+
 class Monitor:
     """Differences between looks need a memory: one Monitor a purpose. Looks psutil up late, so that it may be patched."""
 
-    def __init__(self, cgroup: Path = CGROUP) -> None:
-        self._cgroup = cgroup
-        self._cpu_s: dict[int, float] = {}
+    def __init__(self, groups: Path = CGROUP) -> None:
+        self._groups = groups
+        self._own, self._pressure = Own(), Pressure()
+        self._container: Container | None = None
+        self._container_used_s: float | None = None
+        self._memory_permille = 1000
+        self._is_on_battery = False
+        self._slow_at = self._rare_at = float("-inf")
         self._at_s = time.monotonic()
         self._last: Readings | None = None
         try:
@@ -95,8 +109,9 @@ class Monitor:
         if self._last is not None and self._last.is_plausible and 0 <= elapsed_s < MIN_INTERVAL_S:
             return self._last
         try:
-            self._last = self._read(own_pids, query_rate_hz, now_s, elapsed_s)
+            self._last = self._read(own_pids, query_rate_hz, now_s, max(elapsed_s, 1e-3))
         except Exception as error:  # noqa: BLE001 - whatever failed: a machine that cannot be read counts as busy
+            self._slow_at = self._rare_at = float("-inf")
             self._last = Readings(
                 now_s, 0, 1000, 1000, 1, is_plausible=False, reason=f"{type(error).__name__}: {error}"
             )
@@ -104,27 +119,76 @@ class Monitor:
         return self._last
 
     def _read(self, own_pids: Sequence[int], query_rate_hz: float, now_s: float, elapsed_s: float) -> Readings:
-        cpus = machine_cpus(self._cgroup)
-        total_percent = float(psutil.cpu_percent(interval=None))
-        memory_percent = float(psutil.virtual_memory().percent)
-        for name, value in (("cpu_percent", total_percent), ("virtual_memory", memory_percent)):
-            if not 0 <= value <= 100:
-                raise ValueError(f"{name} says {value} %")
-        own_permille = min(round(1000 * self._own_cpu_s(own_pids) / (max(elapsed_s, 1e-3) * cpus)), 1000)
-        total_permille = round(total_percent * 10)
+        if now_s >= self._rare_at:
+            self._look_rarely(now_s)
+        if now_s >= self._slow_at:
+            self._look_slowly(now_s)
+        usable = os.sched_getaffinity(0)
+        own_cpus = self._own.cpu_s(own_pids) / elapsed_s
+        others_share = max(_busy_cpus(usable) - own_cpus, 0.0) / len(usable)
+        cpus = float(len(usable))
+        container = self._container
+        if container is not None and container.cpus is not None and container.cpus < cpus:
+            cpus = container.cpus
+            used_s, before = container.used_s(), self._container_used_s
+            self._container_used_s = used_s
+            if used_s is not None and before is not None:
+                others_share = max(others_share, ((used_s - before) / elapsed_s - own_cpus) / cpus)
         return Readings(
             at_s=now_s,
-            own_cpu_permille=own_permille,
-            others_cpu_permille=max(total_permille - own_permille, 0),
-            memory_used_permille=max(round(memory_percent * 10), _cgroup_memory_permille(self._cgroup)),
+            own_cpu_permille=min(round(1000 * own_cpus / cpus), 1000),
+            others_cpu_permille=min(round(1000 * others_share), 1000),
+            memory_used_permille=self._memory_permille,
             cpus=cpus,
-            psi_some_permille=_pressure_permille(),
+            psi_some_permille=self._pressure_permille(own_pids, elapsed_s),
+            is_on_battery=self._is_on_battery,
             query_rate_hz=query_rate_hz,
         )
 
-    def _own_cpu_s(self, pids: Sequence[int]) -> float:
-        """Return the CPU time that `pids` used since the last sample. A new process counts from its next sample on."""
-        current = {pid: used for pid in pids if (used := _process_cpu_s(pid)) is not None}
-        used_s = sum(used - self._cpu_s.get(pid, used) for pid, used in current.items())
-        self._cpu_s = current
-        return used_s
+    def _pressure_permille(self, own_pids: Sequence[int], elapsed_s: float) -> int | None:
+        """Return the share of the time in which some task of others waited, at the least.
+
+        The kernel counts our own as well, and those wait whenever anybody else runs: that is what they are niced for.
+        """
+        waited_s, own_s = self._pressure.waited_s(), self._own.waited_s(own_pids)
+        return None if waited_s is None else round(1000 * min(max(waited_s - own_s, 0.0) / elapsed_s, 1.0))
+
+    def _look_slowly(self, now_s: float) -> None:
+        percent = _percent("virtual_memory", psutil.virtual_memory().percent)
+        of_container = 0 if self._container is None else self._container.memory_permille()
+        self._memory_permille = max(round(percent * 10), of_container)
+        self._slow_at = now_s + SLOW_PERIOD_S
+
+    def _look_rarely(self, now_s: float) -> None:
+        if self._container is not None:
+            self._container.close()
+            self._container = None  # where making the new one fails
+        self._container = Container(self._groups)
+        self._container_used_s = None
+        battery = psutil.sensors_battery()
+        self._is_on_battery = battery is not None and battery.power_plugged is False
+        self._rare_at = now_s + RARE_PERIOD_S
+
+
+def _percent(name: str, value: float) -> float:
+    """Return a percentage. Raises ValueError for what is none."""
+    if not 0 <= float(value) <= 100:
+        raise ValueError(f"{name} says {value} %")
+    return float(value)
+
+
+def _busy_cpus(usable: set[int]) -> float:
+    """Return how many CPUs' worth of time anybody used on the usable ones since the last call."""
+    online = os.cpu_count() or 1
+    if len(usable) >= online:
+        return _percent("cpu_percent", psutil.cpu_percent(interval=None)) / 100 * online
+    each = psutil.cpu_percent(interval=None, percpu=True)
+    of_cpu = dict(zip(_online_cpus(), each, strict=True))
+    return sum(_percent("cpu_percent", of_cpu[cpu]) for cpu in usable) / 100
+
+
+def _online_cpus() -> list[int]:
+    """Return the numbers of the CPUs that are online, in psutil's order: that of /proc/stat."""
+    with open("/proc/stat", encoding="ascii") as lines:
+        names = (line.split(" ", 1)[0] for line in lines)
+        return [int(name[3:]) for name in names if name.startswith("cpu") and name != "cpu"]

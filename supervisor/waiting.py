@@ -56,6 +56,7 @@ class Conditions:
     is_draining: bool = False
     is_owner_ready: bool = True
     is_admitting: bool = True
+    is_budget_taken: bool = False  # as many tasks are at work as the budget keeps busy
     reason: str = ""  # of the governor
     admits_from: Callable[[], float | None] = lambda: None
 
@@ -82,6 +83,9 @@ def wait_of(task: TaskRecord, held: Conditions) -> Wait | None:  # noqa: PLR0911
         return _after(Cause.COLLECTION, f"{other.task_id} runs on the same collection", [other], held)
     if not held.is_admitting and not task.is_forced and not is_free:
         return _without_budget(held)
+    if held.is_budget_taken and held.idle_workers and not task.is_forced and not is_free:
+        others = [one for one in held.running if one.task_type is not TaskType.PING]
+        return _after(Cause.BUDGET, f"the CPU budget is taken by the tasks that run: {held.reason}", others, held)
     if not held.started_workers:
         why = f"no worker: {held.workers_problem}" if held.workers_problem else "the workers are starting"
         return Wait(Cause.NO_WORKER, why, None, "when a worker has started")

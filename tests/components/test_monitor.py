@@ -13,7 +13,8 @@ from typing import NamedTuple
 import psutil
 import pytest
 
-from morgan.background.supervisor.monitor import Monitor, machine_cpus
+from morgan.background.supervisor.container import Container
+from morgan.background.supervisor.monitor import Monitor, Own, Pressure
 
 BUSY_S = 0.3  # of CPU, that the child uses between two samples: thirty of the kernel's ticks
 
@@ -180,19 +181,57 @@ AFFINITY = len(os.sched_getaffinity(0))
     [
         ({}, AFFINITY),
         ({"cpu_DOT_max": "max 100000\n"}, AFFINITY),
-        ({"cpu_DOT_max": "50000 100000\n"}, 1),
-        ({"cpu_DOT_max": "150000 100000\n"}, min(2, AFFINITY)),
+        ({"cpu_DOT_max": "50000 100000\n"}, 0.5),
+        ({"cpu_DOT_max": "150000 100000\n"}, min(1.5, AFFINITY)),
         ({"cpu_DOT_max": "100000000 100000\n"}, AFFINITY),
         ({"cpu__cpu.cfs_quota_us": "-1\n", "cpu__cpu.cfs_period_us": "100000\n"}, AFFINITY),
         ({"cpu__cpu.cfs_quota_us": "100000\n", "cpu__cpu.cfs_period_us": "100000\n"}, 1),
         ({"cpu__cpu.cfs_quota_us": "1000\n"}, AFFINITY),
     ],
 )
-def test_a_container_has_the_cpus_of_its_quota_and_never_less_than_one(
-    tmp_path: Path, files: dict[str, str], cpus: int
-) -> None:
-    assert machine_cpus(write(tmp_path, **files)) == cpus
-    assert Monitor(tmp_path).sample([]).cpus == cpus
+def test_a_container_has_the_cpus_of_its_quota(tmp_path: Path, files: dict[str, str], cpus: float) -> None:
+    assert Monitor(write(tmp_path, **files)).sample([]).cpus == cpus
+
+
+def test_of_the_groups_around_a_process_the_tightest_counts(tmp_path: Path) -> None:
+    (tmp_path / "of").write_text("12:pids:/\n0::/system.slice/morgan.service\n")
+    groups = write(
+        tmp_path / "fs",
+        **{
+            "system.slice__cpu.max": "100000 100000",
+            "system.slice__cpu.stat": "usage_usec 5000000\nuser_usec 1\n",
+            "system.slice__morgan.service__cpu.max": "max 100000",
+            "system.slice__morgan.service__memory.max": "1000",
+            "system.slice__morgan.service__memory.current": "900",
+            "system.slice__morgan.service__memory.stat": "anon 1\ninactive_file 400\n",
+            "system.slice__memory.max": "2000",
+            "system.slice__memory.current": "900",
+        },
+    )
+    container = Container(groups, tmp_path / "of")
+    assert (container.cpus, container.used_s(), container.memory_permille()) == (1.0, 5.0, 500)
+    container.close()
+
+
+def test_a_real_group_of_version_1_or_2_is_read_as_it_is() -> None:
+    container = Container()
+    if container.cpus is not None:
+        assert container.cpus > 0
+        assert (container.used_s() or 1) > 0
+    assert 0 <= container.memory_permille() <= 1000
+    container.close()
+
+
+def test_what_others_in_the_container_use_counts_against_its_quota(tmp_path: Path, busy: Busy) -> None:
+    groups = write(tmp_path, cpu_DOT_max="10000 100000", cpu_DOT_stat="usage_usec 1000000\n")
+    monitor = Monitor(groups)
+    wait_until_used(busy, BUSY_S)
+    first = monitor.sample([])
+    wait_until_used(busy, BUSY_S)
+    (groups / "cpu.stat").write_text("usage_usec 9000000\n")  # 8 CPU seconds, of a tenth of a CPU
+    second = monitor.sample([])
+    assert (first.cpus, second.cpus) == (0.1, 0.1)
+    assert second.others_cpu_permille == 1000
 
 
 GIB = 2**30
@@ -205,6 +244,14 @@ GIB = 2**30
         ({"memory_DOT_max": f"{GIB}\n", "memory_DOT_current": f"{GIB}\n"}, 1000),
         ({"memory_DOT_max": f"{GIB}\n", "memory_DOT_current": f"{2 * GIB}\n"}, 1000),
         ({"memory_DOT_max": f"{GIB}\n"}, 0),
+        (
+            {
+                "memory_DOT_max": f"{GIB}\n",
+                "memory_DOT_current": f"{GIB}\n",
+                "memory_DOT_stat": f"anon 5\ninactive_file {GIB // 2}\n",
+            },
+            500,
+        ),
         ({"memory__memory.limit_in_bytes": f"{GIB}\n", "memory__memory.usage_in_bytes": f"{GIB}\n"}, 1000),
         ({"memory__memory.limit_in_bytes": f"{2**63 - 4096}\n", "memory__memory.usage_in_bytes": f"{GIB}\n"}, 0),
     ],
@@ -220,3 +267,73 @@ def test_a_container_file_that_makes_no_sense_counts_as_a_busy_machine(tmp_path:
     readings = Monitor(write(tmp_path, cpu_DOT_max="lots\n")).sample([])
     assert (readings.is_plausible, readings.others_cpu_permille) == (False, 1000)
     assert "ValueError" in readings.reason
+
+
+# --- pressure and battery ---------------------------------------------------------------------------------------------
+
+
+def test_the_time_that_some_task_waited_is_the_difference_of_two_looks(tmp_path: Path) -> None:
+    file = tmp_path / "cpu"
+    file.write_text("some avg10=0.00 avg60=0.00 avg300=0.00 total=1000000\nfull avg10=0.00 total=7\n")
+    pressure = Pressure(file)
+    assert pressure.waited_s() is None
+    file.write_text("some avg10=0.00 avg60=0.00 avg300=0.00 total=1250000\nfull avg10=0.00 total=7\n")
+    assert pressure.waited_s() == 0.25
+    assert Pressure(tmp_path / "none").waited_s() is None
+
+
+def test_our_own_wait_for_a_cpu_is_told_apart() -> None:
+    """Two processes on one CPU by turns: each waits about half of the time, and the kernel says how long."""
+    command = ["taskset", "-c", str(min(os.sched_getaffinity(0))), sys.executable, "-c", CHILD]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as one, subprocess.Popen(command, **pipes) as other:  # type: ignore[call-overload]
+        ours = Busy(one.pid, one.stdout.fileno())
+        wait_until_used(ours, BUSY_S)
+        own = Own()
+        assert own.waited_s([one.pid]) == 0.0  # counted from its second look on
+        before = cpu_s(ours)
+        wait_until_used(ours, BUSY_S)
+        waited_s = own.waited_s([one.pid])
+        assert waited_s > 0.1 * (cpu_s(ours) - before)
+        one.communicate()
+        other.communicate()
+    assert own.waited_s([one.pid]) == 0.0  # it has ended
+
+
+class Battery(NamedTuple):
+    power_plugged: bool | None
+
+
+@pytest.mark.parametrize(("battery", "is_on"), [(None, False), (Battery(None), False), (Battery(True), False)])
+def test_a_machine_that_is_plugged_in_or_has_no_battery_is_not_on_its_battery(
+    monkeypatch: pytest.MonkeyPatch, battery: Battery | None, is_on: bool
+) -> None:
+    monkeypatch.setattr(psutil, "sensors_battery", lambda: battery)
+    assert Monitor().sample([]).is_on_battery == is_on
+    monkeypatch.setattr(psutil, "sensors_battery", lambda: Battery(False))
+    assert Monitor().sample([]).is_on_battery
+
+
+def test_on_fewer_cpus_than_there_are_only_their_use_counts(busy: Busy) -> None:
+    """Seen by a monitor on the CPU of a busy process. On another CPU it is not, but there others may be busy."""
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2:
+        pytest.skip("needs two CPUs")
+    busy.cpu_affinity(cpus[:1])
+    program = (
+        "import os, sys\nfrom morgan.background.supervisor.monitor import Monitor\n"
+        "os.sched_setaffinity(0, {int(sys.argv[1])})\nmonitor = Monitor()\nmonitor.sample([])\n"
+        "print('ready', flush=True)\nsys.stdin.readline()\nfound = monitor.sample([])\n"
+        "print(found.others_cpu_permille, found.cpus, found.reason)\n"
+    )
+    seen = []
+    for cpu in cpus[:2]:
+        command = [sys.executable, "-c", program, str(cpu)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as one:
+            assert one.stdout is not None
+            assert one.stdout.readline() == "ready\n"
+            wait_until_used(busy, BUSY_S)
+            printed, _ = one.communicate("go\n")
+        seen.append(printed.split())
+    assert [float(one[1]) for one in seen] == [1.0, 1.0]
+    assert int(seen[0][0]) > 300  # the CPU it is on, whatever else runs there

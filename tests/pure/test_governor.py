@@ -16,6 +16,7 @@ from morgan.background.supervisor.governor import (
     MAX_QUERY_ROOM_PERMILLE,
     MEMORY_HYSTERESIS_PERMILLE,
     PSI_CALM_PERMILLE,
+    PSI_OTHERS_PERMILLE,
     QUERY_COST_PERMILLE,
     RISE_PER_S,
     Decision,
@@ -144,10 +145,13 @@ def test_searches_are_given_room_before_their_cpu_shows_and_not_without_end(
 def test_pressure_lowers_the_budget_only_where_others_use_the_cpu(psi: int, others: int) -> None:
     plain = replace(CALM, others_cpu_permille=others)
     (without,), (decision,) = history([plain], NIGHT), history([replace(plain, psi_some_permille=psi)], NIGHT)
-    if psi <= PSI_CALM_PERMILLE or others <= PSI_CALM_PERMILLE:
+    if psi <= PSI_CALM_PERMILLE or others <= PSI_OTHERS_PERMILLE:
         assert decision == without
-    else:
-        assert decision.budget_permille == without.budget_permille * PSI_CALM_PERMILLE // psi
+    elif others >= 2 * PSI_OTHERS_PERMILLE:
+        assert decision.budget_permille == round(without.budget_permille * PSI_CALM_PERMILLE / psi)
+        assert "wait for a CPU" in decision.reason
+    (more,) = history([replace(plain, others_cpu_permille=min(others + 1, 1000), psi_some_permille=psi)], NIGHT)
+    assert 0 <= decision.budget_permille - more.budget_permille <= 7  # no step: 5 for the pressure, 1 for the use
 
 
 def test_memory_above_the_limit_admits_nothing_until_it_is_clearly_below() -> None:
@@ -244,14 +248,14 @@ def test_under_a_steady_load_the_budget_settles_and_does_not_swing(
     budgets = [machine.look(others) for _ in range(round(150 / look_s))]
     settled = budgets[-round(30 / look_s) :]
     assert max(settled) - min(settled) <= 2  # rounding
-    if others <= PSI_CALM_PERMILLE:
+    if others <= PSI_OTHERS_PERMILLE:
         assert settled[-1] == 700 - others
 
 
 @settings(deadline=None)
 @given(steady=st.integers(0, 200), noise=st.integers(0, 40), lag=st.integers(1, 4))
 def test_noise_in_the_load_moves_the_budget_by_no_more_than_itself(steady: int, noise: int, lag: int) -> None:
-    steady = min(steady, PSI_CALM_PERMILLE - noise)
+    steady = min(steady, PSI_OTHERS_PERMILLE - noise)
     machine = SimulatedMachine(4, 0.25, lag, noise)
     budgets = [machine.look(steady) for _ in range(400)][40:]
     assert max(abs(budget - (700 - steady)) for budget in budgets) <= 2 * noise

@@ -130,6 +130,15 @@ def test_one_without_budget_says_when_the_hour_gives_it_some(at: float | None, e
     assert wait(task(is_forced=True), is_admitting=False).cause is Cause.NEXT
 
 
+def test_one_waits_for_the_tasks_that_have_the_whole_budget() -> None:
+    held: dict[str, Any] = {"is_budget_taken": True, "reason": "others use 10 %", "running": (running("a", "x", 60.0),)}
+    found = wait(task(), **held)
+    assert (found.cause, found.why) == (Cause.BUDGET, "the CPU budget is taken by the tasks that run: others use 10 %")
+    assert (found.expected_at, found.expected) == (NOW + 60, "about 16:01:00, when a ends")
+    assert wait(task(is_forced=True), **held).cause is Cause.NEXT
+    assert wait(task(), **held, idle_workers=0).cause is Cause.WORKERS
+
+
 def test_one_waits_for_a_worker_to_start_and_for_one_that_keeps_dying() -> None:
     starting = wait(task(), idle_workers=0, started_workers=0)
     assert (starting.cause, starting.why, starting.expected_at) == (Cause.NO_WORKER, "the workers are starting", None)
