@@ -1,6 +1,6 @@
 """Owns the control words that supervisor and workers share: one row a worker, one writer a word.
 
-    row r, 128 bytes   line 0 (supervisor writes): duty_permille | 7 spare words
+    row r, 128 bytes   line 0 (supervisor writes): duty_permille | is_small | 6 spare words
                        line 1 (worker r writes):   heartbeat_ns | cpu_ns | steps | paces | 4 spare
 
 A message would wait in a busy worker's socket; a word is read between any two sub-batches at 40 ns. The rule for
@@ -16,10 +16,10 @@ from pathlib import Path
 
 from .errors import ResultStoreError
 
-MAGIC = int.from_bytes(b"MGBOARD2", "little")
+MAGIC = int.from_bytes(b"MGBOARD3", "little")
 HEADER_WORDS = 16
 ROW_WORDS = 16  # two cache lines: neither side's stores disturb the other's loads
-DUTY, HEARTBEAT, CPU, STEPS, PACES = 0, 8, 9, 10, 11
+DUTY, SMALL, HEARTBEAT, CPU, STEPS, PACES = 0, 1, 8, 9, 10, 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +81,13 @@ class Board:
 
     def duty(self, row: int) -> int:
         return self._words[self._base(row) + DUTY]
+
+    def set_small(self, row: int, is_small: bool) -> None:
+        """Say whether the worker of `row` is to compute as little at once as can be: memory is short. The supervisor's."""
+        self._words[self._base(row) + SMALL] = is_small
+
+    def is_small(self, row: int) -> bool:
+        return bool(self._words[self._base(row) + SMALL])
 
     def beat(self, row: int, at_ns: int, cpu_ns: int) -> None:
         """Say that the process of `row` is alive. The worker's words."""

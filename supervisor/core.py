@@ -306,12 +306,27 @@ class Core:
 
     def duty_permille(self, index: int) -> int:
         """Return the share of one CPU that the task worker `index` may use now: all of it for a forced task."""
-        busy = [worker for worker in self.workers.values() if worker.task_id is not None]
-        task_id = next((worker.task_id for worker in busy if worker.index == index), None)
-        record = self.queue.get(task_id) if task_id else None
+        busy = sum(worker.task_id is not None for worker in self.workers.values())
+        record = self.task_of(index)
         if record is not None and record.is_forced:
             return 1000
-        return governor.worker_duty_permille(self.decision.budget_permille, self.readings.cpus, max(len(busy), 1))
+        return governor.worker_duty_permille(self.decision.budget_permille, self.readings.cpus, max(busy, 1))
+
+    def task_of(self, index: int) -> TaskRecord | None:
+        """Return what a worker runs."""
+        worker = self.workers.get(index)
+        return None if worker is None or worker.task_id is None else self.queue.get(worker.task_id)
+
+    def to_relieve(self) -> int | None:
+        """Return the largest task worker whose memory may be taken back: it has run something, and nothing forced now."""
+        sizes = [
+            (worker.health.rss_kib, index)
+            for index, worker in self.workers.items()
+            if worker.role is Role.TASKS and worker.health is not None and not worker.is_leaving
+            if worker.tasks or worker.task_id
+            if (record := self.task_of(index)) is None or not record.is_forced
+        ]
+        return max(sizes)[1] if sizes else None
 
     # --- workers ------------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ decide   └▶ core.on_event, requests.handle, core.tick ─▶ journal.commit 
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import socket as sockets_of_os
 import time
@@ -25,6 +26,7 @@ from ..ipc.paths import RuntimePaths
 from ..ipc.sockets import CLIENT_HIGH_WATER, CLIENT_UNREAD, HIGH_WATER, bind_router, receive, send
 from .clock import ClockWatch, WallTimer
 from .core import Core
+from .governor import Memory
 from .lookout import Lookout
 from .notify import Notifier
 from .pool import Pool, Process
@@ -40,6 +42,7 @@ MAX_TURN = 256  # requests taken in one turn: workers' events are never more tha
 MAX_WAIT_S = 5.0
 PROOFS = Started, Progress, Finished, Failed, Stopped  # a worker that reports one of these has started well
 ZONE_PERIOD_S = 60.0  # between looks at the machine's time zone, which tells nobody when it changes
+RELIEF_PERIOD_S = 30.0  # between workers that are replaced because memory is short: what one gave back must show first
 TELL_PERIOD_S = 10.0  # between words for systemd, or half of its WatchdogSec where that is less
 
 
@@ -101,6 +104,7 @@ class Supervisor:
         self._board = Board.create(runtime.board, self._pool.rows)
         self._lookout = Lookout(pool, self._board, lambda: (reloader.running.hang_limits(), reloader.running.wear()))
         self._drain_until: float | None = None
+        self._relieved_at = -math.inf  # monotonic
 
     def _watch_connections(self) -> None:
         limit = raise_file_limit()
@@ -232,10 +236,14 @@ class Supervisor:
     def _pool_turn(self, now: float) -> None:
         if self._drain_until is None:
             self._pool.start_due(now)
+        memory = self._core.decision.memory
         for index in self._core.workers:
             self._board.set_duty(index, self._core.duty_permille(index))
+            self._board.set_small(index, memory >= Memory.SHORT)
         for index in self._lookout.look(self._core.workers, now, time.monotonic()):
             self._replace(self._pool.processes[index])
+        if memory is Memory.CRITICAL:
+            self._relieve(time.monotonic())
         self._core.fork_server = self._pool.server_pid
         if problem := self._pool.problem():
             self._core.problems["workers"] = problem
@@ -249,6 +257,19 @@ class Supervisor:
             else:
                 self._core.problems.pop(about, None)
         self._core.refused_connections = self._admittance.refused.count
+
+    def _relieve(self, monotonic: float) -> None:
+        """Have the largest worker give its memory back; one that works stops at its next step first."""
+        if monotonic - self._relieved_at < RELIEF_PERIOD_S:
+            return
+        index = self._core.to_relieve()
+        if index is None:
+            return
+        if (record := self._core.task_of(index)) is not None:
+            self._core.stop_running(record, is_cancelled=False)
+            return  # it is idle in a moment, and still the largest
+        self._relieved_at = monotonic
+        self._replace(self._pool.processes[index])
 
     def _replace(self, process: Process) -> None:
         """Have an idle worker leave, and a new one take its place."""

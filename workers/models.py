@@ -14,6 +14,7 @@ import xxhash
 
 from ..ipc.errors import ModelUnavailable
 from ..ipc.settings import ModelSettings
+from .batches import SubBatches
 from .vectors import Vectors
 
 PACKAGED = ("sentence-transformers/all-MiniLM-L6-v2", "all-MiniLM-L6-v2")
@@ -97,6 +98,7 @@ class SentenceTransformerEmbedder:
 
     def __init__(self, settings: ModelSettings) -> None:
         self.settings = settings
+        self.batches = SubBatches(settings.batch_size)
 
     @cached_property
     def _model(self) -> Any:
@@ -137,7 +139,7 @@ class SentenceTransformerEmbedder:
     def embed(self, texts: Sequence[str], *, pace: Callable[[], None] | None = None) -> Vectors:
         """Return float32 of shape (len(texts), D), L2-normalised."""
         vectors = np.empty((len(texts), self.size), dtype=np.float32)
-        for rows in self._sub_batches(texts):
+        for rows in self.batches.rows([len(text) for text in texts], is_paced=pace is not None):
             vectors[rows] = self._encode([texts[row] for row in rows], normalize_embeddings=True)
             if pace is not None:
                 pace()
@@ -146,7 +148,7 @@ class SentenceTransformerEmbedder:
     def token_vectors(self, texts: Sequence[str], *, pace: Callable[[], None] | None = None) -> list[Vectors]:
         """Return for each text float32 of shape (tokens, D), rows L2-normalised; [CLS] and [SEP] are left out."""
         found: list[Vectors] = [np.empty((0, self.size), dtype=np.float32)] * len(texts)
-        for rows in self._sub_batches(texts):
+        for rows in self.batches.rows([len(text) for text in texts], is_paced=pace is not None):
             tokens = self._encode([texts[row] for row in rows], output_value="token_embeddings")
             for row, tensor in zip(rows, tokens, strict=True):
                 # encode() cuts padding; first and last are the special tokens, which carry no word
@@ -160,9 +162,3 @@ class SentenceTransformerEmbedder:
     def _encode(self, texts: list[str], **options: Any) -> Any:
         with torch_threads(self.settings.threads):
             return self._model.encode(texts, batch_size=len(texts), show_progress_bar=False, **options)
-
-    def _sub_batches(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the rows of `texts` in batches of similar length: padding is computed and thrown away."""
-        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-        size = self.settings.batch_size
-        return [order[i : i + size] for i in range(0, len(order), size)]

@@ -20,6 +20,7 @@ from ..ipc.commands import Configure, Role
 from ..ipc.launch import Fork
 from ..ipc.reader import ResultReader
 from ..ipc.settings import ModelSettings, RerankSettings, WorkerSettings
+from .batches import Batched
 from .courtesy import be_courteous
 from .link import ORPHANED, Link, watch_over
 from .loop import TaskWorker
@@ -145,6 +146,9 @@ def run_tasks(link: Link, board: Board, command: Configure, embedder: Embedder, 
         )
 
     row = command.board_row
+    for batched in (embedder, reranker):
+        if isinstance(batched, Batched):
+            batched.batches.watch(lambda: board.is_small(row))
     TaskWorker(
         link,
         make_tools,

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..ipc.errors import InvalidArgument, ModelUnavailable
 from ..ipc.settings import RerankSettings
+from .batches import SubBatches
 from .bm25 import bm25
 from .fingerprint import fingerprint
 from .models import SentenceTransformerEmbedder, quietly_load, torch_threads
@@ -26,6 +27,7 @@ class CrossEncoderReranker:
 
     def __init__(self, name: str, device: str = "cpu", threads: int = 1) -> None:
         self._name, self._device, self._threads = name, device, threads
+        self.batches = SubBatches(CROSS_ENCODER_BATCH)
 
     @property
     def name(self) -> str:
@@ -53,9 +55,7 @@ class CrossEncoderReranker:
         self, query: str, texts: Sequence[str], dense_scores: Floats, *, pace: Callable[[], None] | None = None
     ) -> Floats:
         model, scores = self._model, np.empty(len(texts), dtype=np.float32)
-        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-        for start in range(0, len(order), CROSS_ENCODER_BATCH):
-            rows = order[start : start + CROSS_ENCODER_BATCH]
+        for rows in self.batches.rows([len(text) for text in texts], is_paced=pace is not None):
             pairs = [(query, texts[row]) for row in rows]
             with torch_threads(self._threads):
                 scores[rows] = model.predict(pairs, batch_size=len(rows), show_progress_bar=False)

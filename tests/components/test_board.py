@@ -66,6 +66,9 @@ def test_two_processes_share_words_each_writing_its_own(tmp_path: Path) -> None:
     workers[1].tell("steps 3")
     assert board.read(0) == Beat(at_ns=7000, cpu_ns=50, steps=0)
     assert board.read(1) == Beat(at_ns=0, cpu_ns=0, steps=3)
+    assert [board.is_small(row) for row in range(2)] == [False, False]
+    board.set_small(1, True)
+    assert [Board.attach(path).is_small(row) for row in range(2)] == [False, True]
     board.set_duty(0, 0)
     assert workers[0].tell(f"beat {2**64 - 1} 60") == 0
     assert board.read(0) == Beat(2**64 - 1, 60, 0)

@@ -27,6 +27,7 @@ from morgan.background.supervisor.governor import (
     is_active_hours,
     step,
     worker_duty_permille,
+    workers_for,
 )
 
 LIMITS = Limits()
@@ -163,6 +164,39 @@ def test_memory_above_the_limit_admits_nothing_until_it_is_clearly_below() -> No
     assert [one.is_admitting for one in found] == [True, False, False, False, True, True]
     assert "memory is 80 % used, the limit is 80 %" in found[1].reason
     assert found[1].budget_permille == 700  # a running task goes on: only new ones are kept out
+
+
+def test_short_memory_stops_admissions_then_shrinks_batches_then_replaces_workers() -> None:
+    used = [800, 801, 850, 851, 900, 901, 1000, 880, 870, 830, 820, 780, 770]
+    readings = [replace(CALM, at_s=float(n), memory_used_permille=share) for n, share in enumerate(used)]
+    found = [int(one.memory) for one in history(readings, NIGHT)]
+    assert found == [0, 1, 1, 2, 2, 3, 3, 3, 2, 2, 1, 1, 0]
+    said = [one.reason.partition("; ")[2] for one in history(readings, NIGHT)]
+    assert [said[1], said[3], said[5]] == ["", "batches are small", "batches are small, workers are replaced"]
+
+
+def test_on_its_battery_a_machine_does_nothing_and_says_why() -> None:
+    (decision,) = history([replace(CALM, is_on_battery=True)], NIGHT)
+    assert (decision.budget_permille, decision.is_admitting) == (0, False)
+    assert "battery" in decision.reason
+
+
+def test_a_few_ticks_more_or_less_move_the_budget_by_their_mean_and_a_burst_at_once() -> None:
+    shares = [100, 200, 100, 200, 100, 200, 100, 200, 100, 600, 600]
+    readings = [replace(CALM, at_s=n / 10, others_cpu_permille=share) for n, share in enumerate(shares)]
+    budgets = [one.budget_permille for one in history(readings, NIGHT)]
+    assert all(700 - 200 <= budget <= 700 - 100 for budget in budgets[:9])
+    assert max(budgets[4:9]) - min(budgets[4:9]) <= 41  # of 100: a fifth, and what it rises by meanwhile
+    assert budgets[9:] == [100, 100]
+
+
+@settings(deadline=None)
+@given(budget=st.integers(0, 1000), cpus=st.floats(0.1, 256))
+def test_the_workers_that_a_budget_keeps_busy_have_most_of_a_cpu_each(budget: int, cpus: float) -> None:
+    count = workers_for(budget, cpus)
+    assert count >= 1
+    assert worker_duty_permille(budget, cpus, count) >= (500 if count > 1 else 0)
+    assert budget * cpus / 1000 <= count
 
 
 @settings(deadline=None)
