@@ -139,11 +139,14 @@ class Core:
 
     def _restore(self, now: float) -> None:
         self.popularity.load(self.journal.queries(), now)
+        self.schedules = {schedule.task_id: schedule for schedule in self.journal.schedules()}
         for record in self.queue.restore(self.journal.open_tasks()):
-            self.journal.save_task(record)
+            if record.status.is_final:  # it was to be cancelled, or its time was up, when its supervisor died
+                self.ended(record, record.completed_at or now)
+            else:
+                self.journal.save_task(record)
         for collection in self.journal.paused():
             self.queue.pause(collection)
-        self.schedules = {schedule.task_id: schedule for schedule in self.journal.schedules()}
         self._catch_up(now)
         self._check(now)
 

@@ -1,0 +1,1 @@
+"""See sentence_transformers.py beside this folder."""
