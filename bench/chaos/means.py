@@ -7,6 +7,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -67,14 +68,12 @@ def find(root: Path, faketime: Path | None = None) -> Means:
 def _mount(folder: Path) -> str:
     """Mount a tmpfs that only this process and its children see; return why that cannot be done, "" where it was."""
     libc = ctypes.CDLL(None, use_errno=True)
-    steps = (
+    steps: tuple[Callable[[], int], ...] = (
         lambda: libc.unshare(_CLONE_NEWNS),
         lambda: libc.mount(b"none", b"/", None, ctypes.c_ulong(_MS_REC | _MS_PRIVATE), None),
         lambda: libc.mount(
             b"tmpfs", bytes(folder), b"tmpfs", ctypes.c_ulong(0), f"size={STATE_MIB}m,mode=0700".encode()
         ),
     )
-    for step in steps:
-        if step() != 0:
-            return os.strerror(ctypes.get_errno())
-    return ""
+    is_done = all(step() == 0 for step in steps)
+    return "" if is_done else os.strerror(ctypes.get_errno())

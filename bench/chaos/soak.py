@@ -59,8 +59,7 @@ class Soak:
                 self._done = action.number
                 if action.number % WINDOW == 0 and action is not actions[-1]:
                     self._whole(traffic, len(actions))
-            self._whole(traffic, len(actions))
-            traffic.pause.ask()
+            self._whole(traffic, len(actions), is_last=True)
             self.victim.stop()
         except Wrong as wrong:
             self.violation, self._orphans = str(wrong), wrong.orphans
@@ -74,7 +73,8 @@ class Soak:
 
     def _one(self, action: Action, fault: Callable[..., None], traffic: Traffic) -> None:
         rng = random.Random(action.seed)
-        began, details = time.monotonic(), {}
+        began = time.monotonic()
+        details: dict[str, Any] = {}
         is_early = action.fault == "supervisor" and rng.random() < EARLY
         self._last.append(f"{action.number} {action.fault}{' early' * is_early}")
         if traffic.error is not None:
@@ -91,14 +91,15 @@ class Soak:
             details |= {"ending_after_1_s": dying}
         self._write(action=action.number, fault=action.fault, s=time.monotonic() - began, **details)
 
-    def _whole(self, traffic: Traffic, of: int) -> None:
+    def _whole(self, traffic: Traffic, of: int, *, is_last: bool = False) -> None:
         self._last.append("audit")
         traffic.pause.ask()
         self._faults.settle()
         began = time.monotonic()
         self._audit.whole()
-        self._audit.effects.change(self._rng, CHANGED)
-        traffic.pause.go_on()
+        if not is_last:
+            self._audit.effects.change(self._rng, CHANGED)
+            traffic.pause.go_on()
         passed_s = time.monotonic() - self._began
         left_s = passed_s / max(self._done, 1) * (of - self._done)
         counts = self._faults.counts
