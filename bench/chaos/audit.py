@@ -27,8 +27,8 @@ from .standin.sentence_transformers import HASHED, SIZE, of_text
 from .traffic import COLLECTIONS, FLAT, WRITTEN
 from .victim import OUTLIVES, TASK_WORKERS, Victim, Wrong, open_fds, rss_kib
 
-DRAIN_S = 120.0  # for all tasks that are open to end, once nothing is harmed any more
-CALM_S = 75.0  # a place whose workers kept dying is tried once a minute
+DRAIN_S = 300.0  # for all open tasks to end, once nothing is harmed any more; on a busy machine workers get little
+CALM_S = 150.0  # a place whose workers kept dying is tried once a minute
 CALL_S = 60.0
 MORE_FDS = 8  # of the supervisor than at first: connections of clients that have just left
 MORE_RSS_KIB = 32 * 1024  # of the supervisor than at first: pages of the journal's cache, tasks that it remembers
@@ -107,13 +107,13 @@ class Audit:
         """See that every acknowledged task is known, no end was taken back, and no effect was done again."""
         self._victim.status()
         for one in [*self._ledger.open(), *self._ledger.ended()]:
-            self._see(one)
+            self.see(one)
         try:
             self.effects.look(rng.choice(COLLECTIONS))
         except ServiceUnavailable:
             self.counts["looks without an owner"] += 1
 
-    def _see(self, one: Accepted, wait_s: float = 0.0) -> TaskRecord | None:
+    def see(self, one: Accepted, wait_s: float = 0.0) -> TaskRecord | None:
         """Look at an acknowledged task; return it, None where the service may have forgotten it."""
         try:
             record = self._task(one.task_id, wait_s)
@@ -145,9 +145,9 @@ class Audit:
         victim.await_ready()
         deadline_at = time.monotonic() + DRAIN_S
         for one in self._ledger.open():
-            record = self._see(one, min(max(deadline_at - time.monotonic(), 0.1), 30.0))
+            record = self.see(one, min(max(deadline_at - time.monotonic(), 0.1), 30.0))
             while record is not None and not record.status.is_final and time.monotonic() < deadline_at:
-                record = self._see(one, 10.0)
+                record = self.see(one, 10.0)
             if record is not None and not record.status.is_final:
                 raise Wrong(f"{one.task_id} has not ended {DRAIN_S:g} s after the last fault: {record}")
         self._ended_once()

@@ -31,7 +31,7 @@ from .means import Means
 from .victim import LOOK_S, START_S, Victim, Wrong, gone
 
 EARLY = 0.2  # share of the kills of the supervisor that come while it starts
-HANG_S = 30.0  # a stopped worker is replaced after ten beats; this is for a machine under load
+HANG_S = 60.0  # a stopped worker is replaced after ten beats; this is for a machine under load
 FULL_S = 30.0  # in which a supervisor that cannot write must have ended
 PING_S = 30.0  # a ping after the clock was set
 FRAMES = 300  # of one fuzz
@@ -198,7 +198,6 @@ class Faults:
         victim.start()
 
     def _restart(self, env: dict[str, str] | None = None) -> None:
-        self.settle()
         self._victim.stop()
         self._victim.start(env)
 
