@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 STATE_MIB = 48  # of the journal's file system: some MB are used
-_CLONE_NEWNS, _MS_REC, _MS_PRIVATE = 0x20000, 0x4000, 1 << 18
+_CLONE_NEWNS, _MS_REC, _MS_PRIVATE, _MNT_DETACH = 0x20000, 0x4000, 1 << 18, 2
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Means:
 
 
 def find(root: Path, faketime: Path | None = None) -> Means:
-    """Mount and build what can be; both are gone with this process and `root`. Call before any thread is started."""
+    """Mount and build what can be, in `root`. Call before any thread is started, and `remove` at the end."""
     found = Means()
     state = root / "state"
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -63,6 +63,12 @@ def find(root: Path, faketime: Path | None = None) -> Means:
         note = "qdrant-client's own engine behind its REST protocol (a fake front, no Qdrant server), behind a proxy"
         found.notes["qdrant_down"] = found.notes["qdrant_slow"] = note
     return found
+
+
+def remove(root: Path) -> None:
+    """Remove the folder with everything in it, also what is mounted there."""
+    ctypes.CDLL(None).umount2(bytes(root / "state"), _MNT_DETACH)  # an error is that nothing is mounted
+    shutil.rmtree(root, ignore_errors=True)
 
 
 def _mount(folder: Path) -> str:
