@@ -44,7 +44,8 @@ class OwnerService:
     ) -> None:
         self._store, self._embedder, self._settings, self._publish = store, embedder, settings, publish
         self._report = report
-        self.seq = time.time_ns()  # of the last change: above every number of an earlier owner
+        # of the last change: above every number of an earlier owner, also where the clock was set back meanwhile
+        self.seq = time.monotonic_ns()
         self.awaited: int | None = None  # the change that the last answer is to be held for
         # not paced: an application waits for the answer
         self._tools = Tools(store, embedder, reranker, settings, time.time, lambda: None, as_of=lambda: self.seq)

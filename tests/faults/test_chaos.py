@@ -33,6 +33,8 @@ from tests.processes.daemons import NO_MODEL, Daemon
 
 ROOT = Path(__file__).parents[2]
 SOAK_S = 170.0
+WAIT_S = 30.0
+FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 KILLS = ("--kills", "10", "--supervisors", "5", "--others", "0", "--seed", "11")
 FAULTS = ("--kills", "2", "--supervisors", "1", "--others", "1", "--seed", "14")
 DONE = {
@@ -93,6 +95,17 @@ def result(process: subprocess.Popen[str]) -> dict[str, Any]:
     return found
 
 
+@pytest.fixture
+def victim() -> Iterator[Victim]:
+    shm = Path("/dev/shm")
+    folder = Path(tempfile.mkdtemp(prefix="mb-", dir=shm if os.access(shm, os.W_OK) else None))
+    one = Victim(folder)
+    try:
+        yield one
+    finally:
+        one.close()
+
+
 def test_ten_killed_workers_and_five_killed_supervisors_lose_nothing_and_leave_nothing(killed: dict[str, Any]) -> None:
     assert killed["faults"]["workers killed"] >= 5  # one that died by itself just before counts as none
     assert killed["faults"]["supervisors killed"] == 5
@@ -132,18 +145,33 @@ def test_a_task_that_was_to_be_cancelled_when_its_supervisor_died_ends_and_is_on
         daemon.close()
 
 
+@pytest.mark.skipif(FAKETIME is None, reason="libfaketime is not here: Debian's package libfaketime has it")
+def test_results_are_published_though_the_clock_was_set_back_and_the_owner_is_another_since(victim: Victim) -> None:
+    """Changes were numbered by the wall clock: what was computed after them seemed to be from before, for an hour."""
+    offset = victim.root / "offset"
+    offset.write_text("+0\n")
+    victim.start(
+        {
+            "LD_PRELOAD": str(FAKETIME),
+            "FAKETIME_TIMESTAMP_FILE": str(offset),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+    )
+    victim.await_ready()
+    effects = Audit(victim, Ledger()).effects
+    effects.create()
+    effects.change(random.Random(1), 1.0)
+    offset.write_text("-3600\n")  # results live for 24 hours: to this process they stay valid
+    owner = victim.workers()[0]
+    os.kill(owner, signal.SIGKILL)
+    victim.until(lambda: victim.workers().get(0, owner) != owner or None, "another owner", WAIT_S)
+    victim.await_ready()
+    assert not victim.client.search("a question", "c0").is_precomputed
+    victim.until(lambda: victim.client.search("a question", "c0").is_precomputed or None, "a published result", WAIT_S)
+
+
 # --- the soak sees what it looks for ----------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def victim() -> Iterator[Victim]:
-    shm = Path("/dev/shm")
-    folder = Path(tempfile.mkdtemp(prefix="mb-", dir=shm if os.access(shm, os.W_OK) else None))
-    one = Victim(folder)
-    try:
-        yield one
-    finally:
-        one.close()
 
 
 def test_the_soak_tells_a_lost_task_and_an_effect_that_was_done_twice(victim: Victim) -> None:
