@@ -29,6 +29,7 @@ class Checkpoint(msgspec.Struct):
     made_for: str = ""  # collection, model and revision: under another the pages before `after` are not done
     judged_for: str = ""  # which queries and judgments `before` is of: on others it compares nothing
     after: PointId | None = None
+    is_through: bool = False  # there is no next page: what is left is to measure
     seen: int = 0
     embedded: int = 0
     unchanged: int = 0
@@ -62,7 +63,7 @@ def reindex(job: Job, tools: Tools) -> Steps:
     embedding_since = tools.clock()  # the measurement says nothing of how long the rest takes
     is_rebuild = bool(job.params.get("force_rebuild"))
     fields: dict[str, int] = {}
-    while True:
+    while not at.is_through:
         tools.pace()
         changed: tuple[PointsChanged, ...] = ()
         points, at_next = store.scroll(job.collection, after=at.after, limit=tools.settings.scroll_size)
@@ -85,7 +86,7 @@ def reindex(job: Job, tools: Tools) -> Steps:
         at.unchanged += len(texts) - len(stale)
         at.seen += len(points)
         now = tools.clock()
-        at.after, at.elapsed_s = at_next, elapsed_before_s + now - began_at
+        at.after, at.is_through, at.elapsed_s = at_next, at_next is None, elapsed_before_s + now - began_at
         yield Step(
             TaskProgress(
                 done=at.seen,
@@ -96,8 +97,6 @@ def reindex(job: Job, tools: Tools) -> Steps:
             msgspec.to_builtins(at),
             changes=changed,
         )
-        if at_next is None:
-            break
     if at.seen and at.without_text == at.seen:
         raise TextFieldNotFound(
             f"no point of {job.collection!r} has the text field {model.text_field!r}"

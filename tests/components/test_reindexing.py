@@ -123,6 +123,24 @@ def test_the_time_left_is_told_from_the_embedding_and_not_from_the_measurement_b
     assert page.progress.eta_s == pytest.approx(12 / 8 * 2.0)
 
 
+@pytest.mark.parametrize("params", [{}, {"force_rebuild": True}])
+def test_a_reindex_that_was_stopped_after_its_last_page_sees_no_point_again(
+    tools: Tools, params: dict[str, Any]
+) -> None:
+    last: list[Step] = []
+    drive(
+        reindex(Job("t", TaskType.REINDEX, "c", params, JUDGED), tools), lambda step: last.append(step) or Verdict.GO_ON
+    )
+    tools.embedder.texts.clear()  # type: ignore[attr-defined]
+    checkpoint = json.loads(json.dumps(last[-1].checkpoint))
+    job = Job("t", TaskType.REINDEX, "c", params, JUDGED, checkpoint)
+    ended = drive(reindex(job, tools), lambda _: Verdict.GO_ON)
+    assert isinstance(ended, Outcome)
+    assert (ended.result["documents_processed"], ended.result["documents_embedded"]) == (20, 20)
+    assert ended.after_score == 1.0
+    assert sorted(tools.embedder.texts) == sorted(query.text for query in JUDGED)  # type: ignore[attr-defined]
+
+
 def test_a_checkpoint_of_another_model_is_not_resumed(tools: Tools) -> None:
     (step,) = first_steps(tools, 1)
     tools.embedder.revision = "another"
