@@ -55,12 +55,12 @@ sys.stdin.read()
 
 
 class Faults:
-    """`counts` is what was done; `orphans_s` how long the processes of each killed supervisor lived on."""
+    """`counts` is what was done; `gone_s` how long the processes of each killed supervisor lived on."""
 
     def __init__(self, victim: Victim, ledger: Ledger, means: Means) -> None:
         self._victim, self._ledger, self._means = victim, ledger, means
         self.counts: Counter[str] = Counter()
-        self.orphans_s: list[float] = []
+        self.gone_s: list[float] = []
         self._hung: tuple[int, int] | None = None  # pid and pidfd of a worker that was stopped for good
 
     def named(self) -> dict[str, Callable[[random.Random], None]]:
@@ -126,7 +126,7 @@ class Faults:
         time.sleep(rng.uniform(0.0, 0.8 if is_early else 0.2))
         if (process := self._victim.process) is not None and process.poll() is not None:
             raise Wrong(f"the daemon ended by itself with {process.poll()}:\n{self._victim.log_tail()}")
-        self.orphans_s.append(self._victim.kill())
+        self.gone_s.append(self._victim.kill())
         self.counts["supervisors killed"] += 1
         self.counts["of these while they started"] += is_early
         self._victim.start()

@@ -38,6 +38,11 @@ class Remote:
     def named(self) -> dict[str, Callable[[random.Random], None]]:
         return {"qdrant_down": self.down, "qdrant_slow": self.slow}
 
+    @property
+    def ending(self) -> int:
+        """How many processes were ending, and had not, a second after their supervisor."""
+        return len(self._victim.dying) if self._victim is not None else 0
+
     def close(self) -> None:
         if self._victim is not None:
             self._victim.close()
@@ -80,7 +85,7 @@ class Remote:
         try:
             victim.until(lambda: self._says_so(victim, task_id), "the status says that Qdrant is away", TASK_S)
             if rng.random() < 0.5:
-                self._faults.orphans_s.append(victim.kill())
+                self._faults.gone_s.append(victim.kill())
                 self._faults.counts["supervisors killed"] += 1
                 victim.start()
         finally:

@@ -106,7 +106,7 @@ class Soak:
         self._say(
             f"{passed_s:7.0f} s  {self._done} of {of} faults, about {left_s:.0f} s left; {counts['workers killed']} workers"
             f" and {counts['supervisors killed']} supervisors killed, {self._ledger.accepted} tasks accepted,"
-            f" the longest orphan lived {1000 * max(self._faults.orphans_s, default=0.0):.0f} ms"
+            f" the last of their processes gone after {1000 * max(self._faults.gone_s, default=0.0):.0f} ms at most"
         )
         self._write(audit=self._audit.counts["audits"], s=time.monotonic() - began)
 
@@ -127,7 +127,7 @@ class Soak:
             "violations": int(bool(self.violation)),
             "faults": dict(sorted(faults.counts.items())),
             "orphans_after_1_s": self._orphans,
-            "ending_after_1_s": len(self.victim.dying),
+            "ending_after_1_s": len(self.victim.dying) + self._remote.ending,
             "accepted": self._ledger.accepted,
             "unanswered": self._ledger.unanswered,
             "ended": dict(sorted(audit.counts.items())),
@@ -139,7 +139,7 @@ class Soak:
             "not_exercised": self._means.missing,
             "means": self._means.notes,
         }
-        for name, values in (("orphans_ms", faults.orphans_s), ("status_ms", self.victim.status_s)):
+        for name, values in (("gone_ms", faults.gone_s), ("status_ms", self.victim.status_s)):
             if values:
                 ranked = sorted(values)
                 found[name] = {

@@ -36,7 +36,7 @@ SOAK_S = 170.0
 WAIT_S = 30.0
 FAKETIME = next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
 KILLS = ("--kills", "10", "--supervisors", "5", "--others", "0", "--seed", "11")
-FAULTS = ("--kills", "2", "--supervisors", "1", "--others", "1", "--seed", "14")
+FAULTS = ("--kills", "2", "--supervisors", "1", "--others", "1", "--seed", "35")
 DONE = {
     "zygote": "fork servers killed",
     "stop_worker": "workers stopped and continued",
