@@ -6,6 +6,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 
 
@@ -52,3 +54,27 @@ def set_cpus(pid: int, cpus: tuple[int, ...]) -> None:
     for thread in threads(pid):
         with suppress(OSError):
             os.sched_setaffinity(thread, cpus)
+
+
+def courtesy(pid: int) -> list[str]:
+    """Return in words what makes it give way to others: what holds for each of its threads. Empty where it has ended."""
+    try:
+        each = [_courtesy_of(thread) for thread in threads(pid)]
+    except OSError:  # one of them ended in between: the next look has the others
+        return []
+    common = [words for words in (each[0] if each else []) if all(words in other for other in each)]
+    return common + ["autogroup 19"] * ("nice 19" in _text(f"/proc/{pid}/autogroup"))
+
+
+def _courtesy_of(thread: int) -> list[str]:
+    cpus = sorted(os.sched_getaffinity(thread))
+    words = []
+    if len(cpus) < (os.cpu_count() or 1):
+        words.append(f"on CPU {', '.join(map(str, cpus))}")
+    if os.getpriority(os.PRIO_PROCESS, thread) == 19:
+        words.append("nice 19")
+    if os.sched_getscheduler(thread) == os.SCHED_IDLE:
+        words.append("SCHED_IDLE")
+    if psutil.Process(thread).ionice().ioclass == psutil.IOPRIO_CLASS_IDLE:
+        words.append("idle I/O")
+    return words

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..ipc.commands import Role
 from ..ipc.records import ExecutionRecord, QueryRecord, TaskRecord, TaskStatus
+from . import procfs
 from .core import Core
 from .waiting import wait_of
 
@@ -29,6 +31,8 @@ def resources(core: Core) -> dict[str, Any]:
         "budget": decision.budget_permille / 1000,
         "reason": decision.reason,
         "cpus": readings.cpus,
+        "memory_step": decision.memory.name.lower(),
+        "on_battery": readings.is_on_battery,
     }
 
 
@@ -87,6 +91,7 @@ def service_status(core: Core, now: float, pid: int) -> dict[str, Any]:
                 "heartbeat_age_s": worker.health.heartbeat_age_s if worker.health else None,
                 "steps": worker.health.steps if worker.health else None,
                 "rss_mib": round(worker.health.rss_kib / 1024, 1) if worker.health else None,
+                "courtesy": procfs.courtesy(worker.pid) if worker.role is Role.TASKS else [],
             }
             for worker in core.workers.values()
         ],

@@ -25,13 +25,15 @@ def whole(daemon: Daemon) -> dict[str, Any]:
 
 
 def test_task_workers_are_pinned_each_to_its_own_cpu_and_give_way_to_everything(bare: Daemon) -> None:
-    found = [psutil.Process(worker["pid"]) for worker in workers(bare, "tasks")]
+    said = workers(bare, "tasks")
+    found = [psutil.Process(worker["pid"]) for worker in said]
     usable = os.sched_getaffinity(0)
     assert len(found) == 2
     pinned = [process.cpu_affinity() for process in found]
     assert [len(cpus) for cpus in pinned] == [1, 1]
     assert len({cpu for cpus in pinned for cpu in cpus}) == min(2, len(usable))
-    for process in found:
+    for worker, process in zip(said, found, strict=True):
+        assert {"nice 19", "idle I/O", "SCHED_IDLE"} <= set(worker["courtesy"])
         assert process.nice() == 19
         assert process.ionice().ioclass == psutil.IOPRIO_CLASS_IDLE
         assert os.sched_getscheduler(process.pid) == os.SCHED_IDLE
@@ -46,6 +48,7 @@ def test_the_owner_answers_applications_and_is_neither_pinned_nor_niced(bare: Da
     assert process.cpu_affinity() == supervisor.cpu_affinity()
     assert process.nice() == supervisor.nice()
     assert owner["state"] == "ready"
+    assert owner["courtesy"] == []
 
 
 def test_the_status_names_every_process_and_the_daemon_is_their_parent(bare: Daemon) -> None:
