@@ -13,11 +13,12 @@ import signal
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from . import broker_apps
 from .daemon import to_toml
@@ -62,8 +63,13 @@ class System(Protocol):
         """Return the pid of the process that holds task `number`; None while there is none."""
         ...
 
-    def main_pid(self) -> int | None:
-        """Return the pid of what supervises the workers; None where that is the application itself."""
+
+@runtime_checkable
+class Supervised(Protocol):
+    """A system whose workers are supervised by a main process of its own, not by the application itself."""
+
+    def main_pid(self) -> int:
+        """Return the pid of the main process, while `serving`."""
         ...
 
     def start_again(self) -> None:
@@ -177,8 +183,9 @@ class Ours:
         by_index = {worker["index"]: worker["pid"] for worker in self.client.status()["workers"]}
         return by_index.get(task.worker)
 
-    def main_pid(self) -> int | None:
-        return self._process.pid if self._process is not None else None
+    def main_pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     def start_again(self) -> None:
         command = [sys.executable, "-m", "morgan.background", "serve", "--config", str(self.folder / "config.toml")]
@@ -234,12 +241,6 @@ class Pool:
 
     def holder(self, number: int) -> int | None:
         return pid_in(broker_apps.mark_of(self.folder, number))
-
-    def main_pid(self) -> int | None:
-        return None
-
-    def start_again(self) -> None:
-        raise NotImplementedError
 
 
 @dataclass
@@ -327,7 +328,7 @@ class Dask(Pool):
 
 
 @dataclass
-class Brokered:
+class Brokered(ABC):
     """What those on Redis share: a server of their own, and a main process that has the workers."""
 
     folder: Path
@@ -344,9 +345,9 @@ class Brokered:
     def version(self) -> str:
         return importlib.metadata.version(self.package)
 
+    @abstractmethod
     def commands(self) -> list[list[str]]:
         """Return the commands of the main processes; the first is the one that is killed."""
-        raise NotImplementedError
 
     @contextmanager
     def serving(self) -> Iterator[None]:
@@ -368,12 +369,13 @@ class Brokered:
         missing = self.commands()[len(alive) :]
         self._processes = alive + [start(command, self.folder / "log", {}) for command in missing]
 
+    @abstractmethod
     def submit(self, mark: str = "") -> Any:
-        raise NotImplementedError
+        """Hand in a task that leaves `mark`, where there is one; return a handle for its result."""
 
+    @abstractmethod
     def result(self, handle: Any, timeout_s: float) -> bool:
         """Wait for a result; say whether it came in time."""
-        raise NotImplementedError
 
     def one(self) -> None:
         if not self.result(self.submit(), RESULT_S):
@@ -400,7 +402,7 @@ class Brokered:
     def holder(self, number: int) -> int | None:
         return pid_in(broker_apps.mark_of(self.folder, number))
 
-    def main_pid(self) -> int | None:
+    def main_pid(self) -> int:
         return self._processes[0].pid
 
 

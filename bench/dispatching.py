@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 import psutil
 
-from .brokers import Brokered, Ours, System, found
+from .brokers import Brokered, Ours, Supervised, System, found
 
 HOLDER_S = 60.0  # for a task to be begun
 LOOK_S = 0.002  # between two looks whether it is
@@ -147,12 +147,10 @@ def _kill_workers(system: System, plan: Plan, found: Found) -> None:
 
 
 def _kill_main(system: System, plan: Plan, found: Found) -> None:
-    if None in found.worker_killed_s:
-        return  # what it still holds would be in the way
+    if None in found.worker_killed_s or not isinstance(system, Supervised):
+        return  # what it still holds would be in the way; or the application itself is the main process
     for _ in range(plan.main_kills):
         pid = system.main_pid()
-        if pid is None:
-            return
         children = psutil.Process(pid).children(recursive=True)
         killed_at = time.perf_counter()
         os.kill(pid, signal.SIGKILL)

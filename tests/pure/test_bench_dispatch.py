@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bench import broker_apps
-from bench.brokers import CELERY, MAKERS, OURS, POOL, Celery, Dramatiq, Huey, Rq, pid_in
+from bench.brokers import BROKERS, CELERY, MAKERS, OURS, POOL, Celery, Dramatiq, Huey, Rq, Supervised, pid_in
 from bench.cases import dispatch
 from bench.dispatching import Found
 from bench.report import Options
@@ -75,6 +75,11 @@ def test_what_is_missing_is_named_and_the_table_has_a_row_for_each_system() -> N
     assert [row[0].removesuffix(" (durable)") for row in table.rows] == [system.name for system in systems]
     assert {len(row) for row in table.rows} == {len(table.columns)}
     assert list(missing.rows) == [(CELERY, "not installed")]
+
+
+def test_only_what_has_a_main_process_of_its_own_has_it_killed_and_started_again() -> None:
+    systems = [make(Path(), Path()) for make in MAKERS]
+    assert {one.name for one in systems if isinstance(one, Supervised)} == {OURS, *BROKERS}
 
 
 def test_only_the_first_attempt_at_a_marked_task_holds(tmp_path: Path) -> None:
