@@ -16,7 +16,7 @@ import numpy as np
 
 from ..ipc import prctl
 from ..ipc.board import Board
-from ..ipc.commands import Configure, Role
+from ..ipc.commands import Configure, Drain, Role
 from ..ipc.launch import Fork
 from ..ipc.reader import ResultReader
 from ..ipc.settings import ModelSettings, RerankSettings, WorkerSettings
@@ -86,7 +86,7 @@ def run(place: Place, models: Models) -> int:
     command = link.wait(CONFIGURE_S)
     if not isinstance(command, Configure):
         link.close()
-        return 1
+        return 0 if isinstance(command, Drain) else 1  # told to leave: what it was handed meanwhile was not begun
     board = Board.attach(Path(command.board_path))
     watch_over(place.supervisor_fd, board, command.board_row)
     embedder, reranker = models.for_settings(command.settings)
