@@ -14,19 +14,26 @@ import subprocess
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from . import broker_apps
 from .daemon import to_toml
 from .stores import needs, needs_program, server
 
+if TYPE_CHECKING:
+    from morgan.background.ipc.messages import Message
+    from morgan.background.ipc.records import TaskRecord
+
+R = TypeVar("R", bound="Message")
+
 WORKERS = 2
 START_S, STOP_S, RESULT_S = 60.0, 20.0, 600.0
-WINDOW = 512  # tasks handed to ours and not answered yet
+BATCH = 500  # tasks handed to ours in one message
+WINDOW = 4  # of those that are not answered yet
 UNUSED_PORT = 9  # discard: nothing listens there
 LOOK_S = 0.001  # between two looks for a result, where a peer has no way to wait for one
 
@@ -130,34 +137,36 @@ class Ours:
         workers = self.client.status()["workers"]
         return {one["index"]: one["pid"] for one in workers if one["role"] == "tasks" and one["state"] == "ready"}
 
-    def _ping(self, rid: int, **params: Any) -> bytes:
-        from morgan.background.ipc import messages, wire
-
+    def _order(self) -> dict[str, Any]:
         self._count += 1
         token = f"{os.getpid()}.{self._count}"  # else equal pending tasks would be one
-        ask = messages.Submit(
-            rid=rid, task_type="ping", collection="bench", params={"token": token} | params, wait_s=RESULT_S
-        )
-        return wire.encode(ask)
+        return {"task_type": "ping", "collection": "bench", "params": {"token": token}}
+
+    def _ended(self, kind: type[R]) -> R:
+        from morgan.background.ipc import wire
+        from morgan.background.ipc.client import expect
+
+        return expect(kind, wire.replies.decode(self._socket.recv()))
 
     def one(self) -> None:
-        self._socket.send(self._ping(1))
-        self._result()
-
-    def _result(self) -> None:
         from morgan.background.ipc import messages, wire
 
-        reply = wire.replies.decode(self._socket.recv())
-        if not isinstance(reply, messages.TaskReply) or reply.task.status != "completed":
-            raise RuntimeError(f"a task of ours has not completed: {reply}")
+        self._socket.send(wire.encode(messages.Submit(rid=1, **self._order(), wait_s=RESULT_S)))
+        _demand_completed([self._ended(messages.TaskReply).task])
 
     def many(self, count: int) -> None:
-        sent = 0
-        for got in range(count):
-            while sent < count and sent - got < WINDOW:
-                self._socket.send(self._ping(sent + 1))
-                sent += 1
-            self._result()
+        from morgan.background.ipc import messages, wire
+        from morgan.background.ipc.records import Order
+
+        sent = got = 0
+        while got < count:
+            while sent < count and sent - got < WINDOW * BATCH:
+                orders = tuple(Order(**self._order()) for _ in range(min(BATCH, count - sent)))
+                sent += len(orders)
+                self._socket.send(wire.encode(messages.SubmitMany(rid=sent, orders=orders, wait_s=RESULT_S)))
+            tasks = self._ended(messages.TaskList).tasks
+            _demand_completed(tasks)
+            got += len(tasks)
 
     def hold(self, number: int) -> Callable[[float], bool]:
         from morgan.background.ipc import messages
@@ -190,6 +199,12 @@ class Ours:
     def start_again(self) -> None:
         command = [sys.executable, "-m", "morgan.background", "serve", "--config", str(self.folder / "config.toml")]
         self._process = start(command, self.folder / "log", {})
+
+
+def _demand_completed(tasks: Iterable[TaskRecord]) -> None:
+    for task in tasks:
+        if task.status != "completed":
+            raise RuntimeError(f"a task of ours has not completed: {task}")
 
 
 # --- in this process --------------------------------------------------------------------------------------------------

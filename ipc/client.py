@@ -21,7 +21,7 @@ from .messages import Message
 from .paths import RuntimePaths, default_runtime_dir, default_state_dir
 from .query import scope_of
 from .reader import ResultReader
-from .records import CollectionInfo, Hit, Point, PointId
+from .records import CollectionInfo, Hit, Order, Point, PointId
 from .result import CachedResult
 from .subscription import Subscription
 from .tracker import Tracker
@@ -29,6 +29,9 @@ from .tracker import Tracker
 REQUEST_S = 5.0  # the supervisor answers within one turn of its loop; this is for a machine under load
 PATIENCE_S = 30.0  # who follows events waits this long for a service that is started anew
 CALL_S = 60.0  # a batch of documents may have to be embedded
+
+ORDERS_AT_ONCE = 500  # tasks in one message: half of what is allowed; it keeps the supervisor for some 10 ms
+ORDERS_BYTES = wire.MAX_CLIENT_BYTES - 1024  # less the envelope
 
 UPSERT_BATCH = 64  # points a call: a second or two of embedding, so that progress is seen and a deadline is far
 
@@ -173,6 +176,17 @@ class Client:
         """
         expect(calls.Changed, self.call(calls.ReportChange(collection=collection, ids=tuple(ids))))
 
+    def submit_many(self, orders: Iterable[Order | Mapping[str, Any]]) -> tuple[str, ...]:
+        """Hand in tasks, hundreds in a message; return their ids, in order. All are durable on return.
+
+        An order is an Order or a mapping with its fields. Where an equal task is pending already, the id is that one's.
+        Raises InvalidArgument for one that is refused; the batches before its own were accepted, nothing else was.
+        """
+        task_ids: list[str] = []
+        for batch in batches(orders):
+            task_ids += expect(messages.AllSubmitted, self.request(messages.SubmitMany(orders=batch))).task_ids
+        return tuple(task_ids)
+
     def track(self, query: str, collection: str, response_s: float = 0.0) -> None:
         """Report a search the application made itself, and that shared memory did not answer. Never blocks."""
         self.post(messages.Track(query=query, collection=collection, response_s=response_s))
@@ -213,6 +227,22 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def batches(orders: Iterable[Order | Mapping[str, Any]]) -> Iterator[tuple[Order, ...]]:
+    """Yield orders in batches that a `submit_many` takes: at most ORDERS_AT_ONCE, within what a request may have."""
+    batch: list[Order] = []
+    room = ORDERS_BYTES
+    for one in orders:
+        order = one if isinstance(one, Order) else Order(**one)
+        size = wire.size_of(order)
+        if batch and (len(batch) == ORDERS_AT_ONCE or size > room):
+            yield tuple(batch)
+            batch, room = [], ORDERS_BYTES
+        batch.append(order)
+        room -= size
+    if batch:
+        yield tuple(batch)
 
 
 def _serves(held: CachedResult, limit: int, *, is_reranked: bool) -> bool:

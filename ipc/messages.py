@@ -14,6 +14,7 @@ from .events import AnyEvent, WorkerJoined
 from .records import (
     ComputedResult,
     ExecutionRecord,
+    Order,
     QueryRecord,
     ScheduleRecord,
     TaskRecord,
@@ -22,8 +23,8 @@ from .records import (
 PROTOCOL_VERSION = 1
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
-    """Base of all messages. Subclasses name their tag."""
+class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="type", gc=False):
+    """Base of all messages. Subclasses name their tag. None can be part of a cycle, so the collector need not look."""
 
     v: int = PROTOCOL_VERSION
     rid: int = 0
@@ -62,6 +63,17 @@ class Submit(Message, tag="submit", frozen=True):
     is_forced: bool = False
     run_or_skip: bool = False
     deadline_s: float | None = None
+    wait_s: float = 0.0
+
+
+class SubmitMany(Message, tag="submit_many", frozen=True):
+    """Hand in several tasks, at most 1,000: AllSubmitted, after all are durable. One that is refused refuses all.
+
+    With `wait_s` the answer is a TaskList instead, in the order of the orders: when all have ended, at the latest after
+    so many seconds.
+    """
+
+    orders: tuple[Order, ...]
     wait_s: float = 0.0
 
 
@@ -226,6 +238,7 @@ Request = (
     | Status
     | Activity
     | Submit
+    | SubmitMany
     | GetTask
     | ListTasks
     | CancelTask
@@ -279,6 +292,13 @@ class Report(Message, tag="report", frozen=True):
 class Submitted(Message, tag="submitted", frozen=True):
     task_id: str
     is_new: bool  # False: an equal task was pending already
+
+
+class AllSubmitted(Message, tag="all_submitted", frozen=True):
+    """In the order of the orders: ids, and whether each is new (False: an equal task was pending already)."""
+
+    task_ids: tuple[str, ...]
+    are_new: tuple[bool, ...]
 
 
 class TaskReply(Message, tag="task", frozen=True):
@@ -347,6 +367,7 @@ Reply = (
     | Welcome
     | Report
     | Submitted
+    | AllSubmitted
     | TaskReply
     | TaskList
     | ScheduleList

@@ -35,13 +35,14 @@ class TaskStatus(StrEnum):
     SKIPPED = "skipped"  # not run: no resources (and not forced), or nothing to do it on
     CANCELLED = "cancelled"  # somebody asked for it to stop
 
-    @property
-    def is_final(self) -> bool:
-        return self not in (TaskStatus.PENDING, TaskStatus.RUNNING)
+    is_final: bool
+
+    def __init__(self, value: str) -> None:
+        self.is_final = value not in ("pending", "running")
 
 
-class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of the records: immutable, compared by value, msgpack maps on the wire."""
+class Record(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Base of the records: immutable, compared by value, msgpack maps on the wire. The collector need not look at them."""
 
 
 class TaskProgress(Record, frozen=True):
@@ -78,6 +79,17 @@ class TaskRecord(Record, frozen=True):
     schedule_id: str | None = None
     waits_for: str = ""  # why it is not running, in words; empty once it runs
     worker: int | None = None
+
+
+class Order(Record, frozen=True, omit_defaults=True):
+    """A task to be handed in together with others: the fields of `submit` that are the task's own."""
+
+    task_type: str
+    collection: str
+    params: dict[str, Any] = {}
+    priority: int = 0
+    is_forced: bool = False
+    deadline_s: float | None = None
 
 
 class ScheduleRecord(Record, frozen=True):

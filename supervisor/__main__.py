@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import logging
 import os
 import random
@@ -24,6 +25,8 @@ from .reload import Reloader
 from .requests import Requests
 
 log = logging.getLogger(__name__)
+
+GC_ALLOCATIONS = 20_000  # containers more than before until the collector looks at the young ones
 
 
 class Lock:
@@ -85,6 +88,10 @@ def serve(config: Config, load_again: Callable[[], Config] = load) -> int:
             log.warning("%s was rebuilt: %s", about, what)
             core.problems[f"{about} (at start)"] = what
 
+    # what is there by now stays: the collector need not look at it again, and need not look often at what comes and goes
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_ALLOCATIONS, 20, 50)
     try:
         reloader = Reloader(config, load_again, core, notifier)
         requests = Requests(core, str(state_dir), runtime, os.getpid(), reloader.reload)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import math
 import os
 import time
@@ -19,6 +20,8 @@ from dataclasses import dataclass
 # linux/timerfd.h, uapi; os.timerfd_create is there from Python 3.13 on
 _ABSTIME, _CANCEL_ON_SET = 1, 2
 _FAR_S = 365 * 86400.0  # an armed timer is what notices a set clock, so one is armed also where nothing is due
+
+_BOOT = functools.partial(time.clock_gettime, time.CLOCK_BOOTTIME)
 
 MOVED_S = 1.0  # less than that is a correction, which no schedule, back-off or deadline here can feel
 
@@ -88,22 +91,20 @@ class ClockWatch:
     def __init__(
         self,
         wall: Callable[[], float] = time.time,
-        boot: Callable[[], float] = lambda: time.clock_gettime(time.CLOCK_BOOTTIME),
+        boot: Callable[[], float] = _BOOT,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._wall, self._boot, self._monotonic = wall, boot, monotonic
-        self._offset_s, self._slept_s = self._read()
-
-    def _read(self) -> tuple[float, float]:
-        boot = self._boot()
-        return self._wall() - boot, boot - self._monotonic()
+        now = self._boot()
+        self._offset_s, self._slept_s = self._wall() - now, now - self._monotonic()
 
     def moved(self) -> Moved | None:
         """Return what happened since the last call; None for less than MOVED_S of both."""
-        offset_s, slept_s = self._read()
-        found = Moved(offset_s - self._offset_s, slept_s - self._slept_s)
-        if abs(found.set_s) < MOVED_S and found.suspended_s < MOVED_S:
+        boot = self._boot()
+        offset_s, slept_s = self._wall() - boot, boot - self._monotonic()
+        set_s, suspended_s = offset_s - self._offset_s, slept_s - self._slept_s
+        if -MOVED_S < set_s < MOVED_S and suspended_s < MOVED_S:
             # the base stays: a clock that is slewed moves by less than this from call to call, and adds up
             return None
         self._offset_s, self._slept_s = offset_s, slept_s
-        return found
+        return Moved(set_s, suspended_s)

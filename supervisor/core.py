@@ -35,7 +35,6 @@ from ..ipc.commands import (
     StopTask,
 )
 from ..ipc.errors import CollectionNotFound, ResultStoreError, StoreUnavailable
-from ..ipc.messages import TaskReply
 from ..ipc.records import (
     ComputedResult,
     ExecutionRecord,
@@ -54,10 +53,11 @@ from .freshness import Freshness
 from .journal import Journal
 from .monitor import Monitor
 from .params import jobs_for, params_of_schedule
+from .polls import Poll, Polls
 from .popularity import Popularity
 from .queue import Queue, QueuePolicy
 from .results import CachePolicy, ResultKeeper
-from .state import Action, SendCommand, SendReply, Waiter, Worker
+from .state import Action, SendCommand, SendReply, Worker
 
 BUSY_PERIOD_S = 0.1  # between readings while a task runs: what the budget is late by when somebody comes back
 WAITING_PERIOD_S = 0.5  # while tasks wait and none runs
@@ -66,7 +66,8 @@ REFRESH_PRIORITY = -1  # of what nobody asked for
 SAVE_PERIOD_S = 60.0  # query analytics are statistics: losing a minute of them at a crash is accepted
 SNAPSHOT_PERIOD_S = 1800.0  # some MB each time; a reboot costs what was computed in the last half hour
 FRESH_S = 0.5  # a reading older than this is renewed before it is shown
-WINDOW = 64  # tiny tasks a worker holds besides the one it runs
+PING = TaskType.PING  # looked up once: an enum's member costs 0.1 us a look on Python 3.11
+WINDOW = 256  # tiny tasks a worker holds besides the one it runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +121,10 @@ class Core:
         self.fork_server: int | None = None  # its pid, while there is one
         self.problems: dict[str, str] = {}  # what is wrong now, by what it is about
         self.is_draining = False
+        self.is_stirred = True  # more has happened than pings: `upkeep` has something to do
         self.refused_connections = 0  # of users that may not connect
-        self._waiters: dict[str, list[Waiter]] = {}  # by task
-        self._next_expiry_at = math.inf  # of the waiters; may be too early, never too late
+        self._next_run_at: float | None = None  # of the schedules; None: to be looked up
+        self._polls = Polls()
         self._actions: list[Action] = []
         self._searches = 0
         self._salt = int(started_at * 1e6)
@@ -193,25 +195,34 @@ class Core:
 
     def remove_schedule(self, schedule_id: str) -> None:
         del self.schedules[schedule_id]
+        self._next_run_at = None
         self.journal.remove_schedule(schedule_id)
 
     def save_schedule(self, schedule: ScheduleRecord) -> None:
         self.schedules[schedule.task_id] = schedule
+        self._next_run_at = None
         self.journal.save_schedule(schedule)
 
-    def changed(self, record: TaskRecord | None, *, can_wait: bool = False, is_kept: bool = True) -> TaskRecord | None:
+    def accepted(self, record: TaskRecord, *, is_new: bool, can_wait: bool) -> None:
+        """Make a task durable that was handed in. `can_wait`: as for `changed`."""
+        if not is_new or record.task_type is not PING:
+            self.changed(record, can_wait=can_wait)
+        else:
+            self.journal.save_task(record, can_wait=can_wait)  # nobody can wait for it yet
+
+    def changed(self, record: TaskRecord | None, *, can_wait: bool = False) -> TaskRecord | None:
         """Make a task's new state durable, and tell who waits for it. None (nothing changed) passes through.
 
         `can_wait`: nobody is told of it yet and losing it in a crash loses nothing, so no commit is made for it alone.
-        Not `is_kept`: it need not survive a crash at all.
         """
         if record is None:
             return None
-        if is_kept:
-            self.journal.save_task(record, can_wait=can_wait)
-        self._answer_waiters(record)
-        if record.task_type is not TaskType.PING:  # thousands of them would push all else out of what is kept
+        self.journal.save_task(record, can_wait=can_wait)
+        if told := self._polls.changed(record):
+            self._actions += told
+        if record.task_type is not PING:  # thousands of them would push all else out of what is kept
             self.feed.task(record)
+            self.is_stirred = True
         return record
 
     def ended(
@@ -225,11 +236,12 @@ class Core:
         if self.changed(record) is None or record is None or not record.status.is_final:
             return
         self.journal.drop_checkpoint(record.task_id)
-        self._note_end(record)
+        if record.schedule_id is not None:
+            self._note_end(record)
+        if record.task_type is PING and record.status is TaskStatus.COMPLETED:
+            return  # nothing was done; one a minute would push what was out of the history within a week
         if record.status is TaskStatus.SKIPPED and record.priority == REFRESH_PRIORITY:
             return  # nobody asked, and there was nothing to do: not worth a line in the history
-        if record.status is TaskStatus.COMPLETED and record.task_type is TaskType.PING:
-            return  # nothing was done; one a minute would push what was out of the history within a week
         measured = event if isinstance(event, Finished) else None
         self.journal.add_execution(
             ExecutionRecord(
@@ -261,12 +273,9 @@ class Core:
         if note != schedule.note:
             self.save_schedule(msgspec.structs.replace(schedule, note=note))
 
-    def wait_for(self, waiter: Waiter) -> None:
-        self._waiters.setdefault(waiter.task_id, []).append(waiter)
-        self._next_expiry_at = min(self._next_expiry_at, waiter.deadline_at)
-
-    def _all_waiters(self) -> list[Waiter]:
-        return [waiter for waiters in self._waiters.values() for waiter in waiters]
+    def wait_for(self, poll: Poll) -> None:
+        """Owe a client an answer: when what it waits for happens, or its wait is over."""
+        self._polls.add(poll)
 
     def stop_running(self, record: TaskRecord, *, is_cancelled: bool) -> None:
         """Tell the worker that runs `record` to leave it at its next step."""
@@ -287,6 +296,7 @@ class Core:
 
     def sample(self, now: float) -> None:
         """Take readings and decide the budget anew."""
+        self.is_stirred = True
         elapsed_s = max(now - self._sampled_at, 1e-3)
         self.collect_counts(now)
         self.readings = self._monitor.sample(self._own_pids(), self._searches / elapsed_s)
@@ -338,6 +348,10 @@ class Core:
         worker = self.workers.get(index)
         if worker is None:
             return  # it left, and what it still had to say is of an attempt that is not current
+        if isinstance(event, Finished):
+            self._finished(worker, event, now)
+            return
+        self.is_stirred = True
         match event:
             case Ready():
                 worker.is_started = worker.role is Role.TASKS
@@ -350,16 +364,6 @@ class Core:
                 self._progressed(worker, event, now)
             case Published():
                 self.publish(event.results, now, is_asked_for=True)
-            case Finished():
-                spent = self._free(worker, event.task_id, now)
-                record = self.queue.complete(
-                    event.task_id, event.attempt, event.result, now, is_skipped=event.is_skipped
-                )
-                self.ended(record, now, event, spent)
-                if record is not None and record.task_type is not TaskType.PING:
-                    self.problems.pop("vector store", None)
-                    if not record.params.get("dry_run") and self._freshness.completed(record, now):
-                        self._refresh(now)
             case Leaving():
                 worker.is_leaving = True
             case Failed():
@@ -369,6 +373,15 @@ class Core:
                 spent = self._free(worker, event.task_id, now)
                 record = self.queue.stopped(event.task_id, event.attempt, event.is_cancelled, now)
                 self.ended(record, now, event, spent)
+
+    def _finished(self, worker: Worker, event: Finished, now: float) -> None:
+        spent = self._free(worker, event.task_id, now)
+        record = self.queue.complete(event.task_id, event.attempt, event.result, now, is_skipped=event.is_skipped)
+        self.ended(record, now, event, spent)
+        if record is not None and record.task_type is not PING:
+            self.problems.pop("vector store", None)
+            if not record.params.get("dry_run") and self._freshness.completed(record, now):
+                self._refresh(now)
 
     def _progressed(self, worker: Worker, event: Progress, now: float) -> None:
         self.changed(self.queue.progress(event.task_id, event.attempt, event.progress, now))
@@ -467,19 +480,6 @@ class Core:
         self.popularity.computed(result.query_text, result.collection, result.scope, now)
         self.feed.results(published=int(self.keeper.put(result, now, ttl_s)))
 
-    def _worker_for(self, *, is_tiny: bool) -> Worker | None:
-        """Return the worker to give a task to: an idle one, or for a tiny task one that holds the fewest of them."""
-        best: Worker | None = None
-        for worker in self.workers.values():
-            if worker.role is not Role.TASKS or not worker.is_started or worker.is_leaving:
-                continue
-            if worker.task_id is None:
-                return worker
-            has_room = is_tiny and worker.is_tiny and len(worker.ahead) < WINDOW
-            if has_room and (best is None or len(worker.ahead) < len(best.ahead)):
-                best = worker
-        return best
-
     def is_owner_ready(self) -> bool:
         """Say whether the vectors can be reached: a server always can be tried, an embedded store needs its owner."""
         if self.settings.lane == "inline" or not self.settings.worker.store.is_embedded:
@@ -490,6 +490,10 @@ class Core:
 
     def tick(self, now: float) -> list[Action]:
         """Do what is due at `now`; return what to send, in order, once the journal is committed."""
+        return [*self.turn(now), *self.upkeep(now)]
+
+    def turn(self, now: float) -> list[Action]:
+        """Do what cannot wait: tasks that are due, late or to be handed out. `upkeep` has to follow where `is_stirred`."""
         if now >= self._next_sample_at or now < self._sampled_at:
             self.sample(now)
         if now >= self._next_check_at:
@@ -499,9 +503,17 @@ class Core:
                 self.stop_running(late, is_cancelled=False)
             self.ended(late, now)
         if not self.is_draining:
-            self._fire_schedules(now)
+            if (run_at := self.next_schedule()) is not None and run_at <= now:
+                self._fire_schedules(now)
             self._dispatch(now)
-        self._expire_waiters(now)
+        if now >= self._polls.next_deadline:
+            self._actions += self._polls.expired(now, functools.partial(self._shown, now=now))
+        actions, self._actions = self._actions, []
+        return actions
+
+    def upkeep(self, now: float) -> list[Action]:
+        """Do what follows from what has changed since the last time, and what is done now and then."""
+        self.is_stirred = False
         if void := self.keeper.take_void():
             self.journal.void_results(void)
             self.feed.results(voided=len(void))
@@ -552,21 +564,27 @@ class Core:
             self._next_sample_at,
             self._next_save_at,
             self._next_check_at,
-            self._next_expiry_at,
+            self.next_end_of_a_wait(now),
         ]
-        if (backoff_end_at := self.queue.next_deadline(now)) is not None:
-            deadlines.append(backoff_end_at)
         if (next_run_at := self.next_schedule()) is not None:
             deadlines.append(next_run_at)
         if (tell_at := self.feed.next_deadline(now)) is not None:
             deadlines.append(tell_at)
         return min(deadlines)
 
+    def next_end_of_a_wait(self, now: float) -> float:
+        """Return when the next back-off, deadline of a task or long poll ends (Unix seconds)."""
+        of_tasks = self.queue.next_deadline(now)
+        return self._polls.next_deadline if of_tasks is None else min(of_tasks, self._polls.next_deadline)
+
     def next_schedule(self) -> float | None:
         """Return when the next schedule is due; None where none is, or where none is started any more."""
         if self.is_draining:
             return None
-        return min((s.next_run_at for s in self.schedules.values() if s.is_enabled), default=None)
+        if self._next_run_at is None:
+            runs = (one.next_run_at for one in self.schedules.values() if one.is_enabled)
+            self._next_run_at = min(runs, default=math.inf)
+        return None if self._next_run_at == math.inf else self._next_run_at
 
     def time_moved(self, moved: Moved, now: float) -> None:
         """Go on after the clock was set or the machine was suspended: runs that were missed meanwhile are caught up on
@@ -577,9 +595,7 @@ class Core:
             self.save_schedule(schedule)
         for record in self.queue.time_moved(moved.set_s, moved.suspended_s, now):
             self.changed(record)
-        for waiter in self._all_waiters():  # a client waits by a clock that neither is set nor runs during a suspend
-            waiter.deadline_at += moved.set_s + moved.suspended_s
-        self._next_expiry_at = min((waiter.deadline_at for waiter in self._all_waiters()), default=math.inf)
+        self._polls.time_moved(moved.set_s + moved.suspended_s)
         self.feed.time_moved(moved.set_s + moved.suspended_s)
         self.started_at += moved.set_s
         self._next_check_at += moved.set_s
@@ -630,43 +646,53 @@ class Core:
             return
         is_store_ready = self.is_owner_ready()
         is_admitting = self.decision.is_admitting and not self.is_budget_taken()
+        workers = [one for one in self.workers.values() if one.role is Role.TASKS and one.is_started]
         while True:
             record = self.queue.next_ready(now, is_admitting=is_admitting, is_store_ready=is_store_ready)
             if record is None:
                 return
-            is_tiny = record.task_type is TaskType.PING and "hold_s" not in record.params
-            worker = self._worker_for(is_tiny=is_tiny)
+            is_tiny = record.task_type is PING and "hold_s" not in record.params
+            worker = _worker_for(workers, is_tiny=is_tiny)
             if worker is None:
                 return
             leased = self.queue.lease(record.task_id, worker.index, now)
-            self.changed(leased, is_kept=record.task_type is not TaskType.PING)  # docs/design.md, "Durability"
+            if record.task_type is not PING:
+                self.changed(leased)
+            elif leased.task_id in self._polls.waiters:  # not kept: docs/design.md, "Durability"
+                self._actions += self._polls.changed(leased)
             if worker.task_id is None:
                 self._begin(worker, leased.task_id, leased.attempt, now)
-                worker.is_tiny, worker.is_heavy = is_tiny, leased.task_type is not TaskType.PING
-                is_admitting = self.decision.is_admitting and not self.is_budget_taken()
+                worker.is_tiny, worker.is_heavy = is_tiny, leased.task_type is not PING
+                is_admitting = is_admitting and not (worker.is_heavy and self.is_budget_taken())
             else:
                 worker.ahead[leased.task_id] = leased.attempt
             self.last_check_at = now
-            self._actions.append(
-                SendCommand(
-                    worker.index,
-                    Run(
-                        task_id=leased.task_id,
-                        task_type=leased.task_type,
-                        collection=leased.collection,
-                        attempt=leased.attempt,
-                        params=leased.params,
-                        queries=self._queries_for(leased, now),
-                        cached=self._freshness.to_check(leased, now),
-                        checkpoint=self.journal.checkpoint(leased.task_id),
-                    ),
-                )
+            self._actions.append(SendCommand(worker.index, self._order_for(leased, now)))
+
+    def _order_for(self, leased: TaskRecord, now: float) -> Run:
+        """Return what a worker needs to run a task."""
+        checkpoint = self.journal.checkpoint(leased.task_id)
+        if leased.task_type is PING:
+            return Run(
+                task_id=leased.task_id,
+                task_type=PING,
+                collection=leased.collection,
+                attempt=leased.attempt,
+                params=leased.params,
+                checkpoint=checkpoint,
             )
+        return Run(
+            task_id=leased.task_id,
+            task_type=leased.task_type,
+            collection=leased.collection,
+            attempt=leased.attempt,
+            params=leased.params,
+            queries=self._queries_for(leased, now),
+            cached=self._freshness.to_check(leased, now),
+            checkpoint=checkpoint,
+        )
 
     def _queries_for(self, record: TaskRecord, now: float) -> tuple[QueryJob, ...]:
-        if record.task_type is TaskType.PING:
-            return ()
-
         def popular(limit: int, min_frequency: int) -> list[QueryRecord]:
             self.collect_counts(now)  # what readers were served counts as much as what was searched
             return self.popularity.popular(now, record.collection, limit, min_frequency)
@@ -717,34 +743,6 @@ class Core:
             admits_from=functools.cache(admits_from),
         )
 
-    def _answer_waiters(self, record: TaskRecord) -> None:
-        waiters = self._waiters.pop(record.task_id, None)
-        if waiters is None:
-            return
-        is_final, left = record.status.is_final, []
-        for waiter in waiters:
-            if record.version > waiter.seen and (is_final or not waiter.until_ended):
-                self._actions.append(SendReply(waiter.reply_to, TaskReply(rid=waiter.rid, task=record)))
-            else:
-                left.append(waiter)
-        if left:
-            self._waiters[record.task_id] = left
-
-    def _expire_waiters(self, now: float) -> None:
-        if now < self._next_expiry_at:
-            return
-        late = [waiter for waiter in self._all_waiters() if waiter.deadline_at <= now]
-        self._next_expiry_at = min(
-            (w.deadline_at for w in self._all_waiters() if w.deadline_at > now), default=math.inf
-        )
-        for waiter in late:
-            self._waiters[waiter.task_id].remove(waiter)
-            if not self._waiters[waiter.task_id]:
-                del self._waiters[waiter.task_id]
-            if (record := self.find_task(waiter.task_id)) is not None:
-                shown = self.with_reason(record, now)
-                self._actions.append(SendReply(waiter.reply_to, TaskReply(rid=waiter.rid, task=shown)))
-
     def tasks(self, limit: int, status: TaskStatus | None) -> list[TaskRecord]:
         """Return tasks, newest first. The queue knows the open ones better than the journal: see `changed`."""
         if status is None or status.is_final:
@@ -755,6 +753,10 @@ class Core:
     def find_task(self, task_id: str) -> TaskRecord | None:
         return self.queue.get(task_id) or self.journal.task(task_id)
 
+    def _shown(self, task_id: str, now: float) -> TaskRecord | None:
+        record = self.find_task(task_id)
+        return None if record is None else self.with_reason(record, now)
+
     def with_reason(self, record: TaskRecord, now: float) -> TaskRecord:
         return self.with_reasons([record], now)[0]
 
@@ -763,3 +765,17 @@ class Core:
         held = self.conditions(now)
         waits = [(record, waiting.wait_of(record, held)) for record in records]
         return tuple(msgspec.structs.replace(record, waits_for=wait.why) if wait else record for record, wait in waits)
+
+
+def _worker_for(workers: Iterable[Worker], *, is_tiny: bool) -> Worker | None:
+    """Return the worker to give a task to: an idle one, or for a tiny task one that holds the fewest of them."""
+    best: Worker | None = None
+    fewest = WINDOW
+    for worker in workers:
+        if worker.is_leaving:
+            continue
+        if worker.task_id is None:
+            return worker
+        if is_tiny and worker.is_tiny and (held := len(worker.ahead)) < fewest:
+            best, fewest = worker, held
+    return best

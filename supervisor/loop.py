@@ -19,7 +19,7 @@ import zmq
 from ..ipc import wire
 from ..ipc.admittance import MIN_OPEN_FILES, Admittance, raise_file_limit, shut_at
 from ..ipc.board import Board
-from ..ipc.commands import Configure, Drain, Event, Failed, Finished, Progress, Ready, Role, Started, Stopped
+from ..ipc.commands import Command, Configure, Drain, Failed, Finished, Progress, Ready, Role, Started, Stopped
 from ..ipc.errors import ConfigError, ProtocolError
 from ..ipc.messages import Failure, Reply
 from ..ipc.paths import RuntimePaths
@@ -81,7 +81,8 @@ class Supervisor:
     ) -> None:
         self._reloader, self._notifier = reloader, notifier
         self._timer, self._watch = WallTimer(), ClockWatch()
-        self._look_at_zone_at = self._tell_at = 0.0  # monotonic
+        self._tell_at = 0.0  # monotonic
+        self._look_at_zone_at = self._upkeep_at = 0.0
         self._core, self._requests, self._runtime, self._grace_s = core, requests, runtime, grace_s
         self._pool, self._poller = pool, poller
         self._wake_up = WakeUp()
@@ -98,6 +99,7 @@ class Supervisor:
         self._workers = bind_router(
             self._context, runtime.workers, max_bytes=MAX_WORKER_BYTES, high_water=HIGH_WATER, domain="workers"
         )
+        self._sockets = frozenset((self._clients, self._workers))
         self._watch_connections()
         for readable in (self._clients, self._workers, self._wake_up.reader, self._timer.fd, self._admittance.wake_fd):
             self._poller.register(readable, zmq.POLLIN)
@@ -122,17 +124,21 @@ class Supervisor:
         """Serve until told to stop. Journal and result store are left consistent whatever ends it."""
         try:
             self._notifier.ready(in_a_line(self._core))
-            while not self._is_done(time.time()):
-                self._timer.arm(self._core.next_schedule())
+            now = time.time()
+            while not self._is_done(now):
                 ready = dict(self._poller.poll(self._timeout_ms(time.time())))
                 now = time.time()
                 self._look_at_clock(ready, now)
-                replies = self._collect(ready, now)
-                actions = self._core.tick(now)
-                self._pool_turn(now)
-                self._doors_turn()
+                if not self._sockets.issuperset(ready):
+                    self._core.is_stirred = True
+                    self._collect(ready, now)
+                replies = self._receive(ready, now)
+                actions = self._core.turn(now)
+                if self._core.is_stirred or now >= self._upkeep_at:
+                    actions += self._upkeep(now)
                 self._core.journal.commit()
                 self._send(replies, actions)
+                self._core.journal.tidy()
                 self._tell()
         finally:
             self._close()
@@ -140,17 +146,9 @@ class Supervisor:
     # --- collect ------------------------------------------------------------------------------------------------------
 
     def _timeout_ms(self, now: float) -> int:
-        deadlines = [self._core.next_deadline(now), now + MAX_WAIT_S]
-        if (start_at := self._pool.next_start()) is not None and self._drain_until is None:
-            deadlines.append(start_at)
-        if self._drain_until is not None:
-            deadlines.append(self._drain_until)
-        if self._notifier.watchdog_s is not None:
-            deadlines.append(now + max(self._tell_at - time.monotonic(), 0.0))
-        if (look_at := self._admittance.next_deadline()) is not None:
-            deadlines.append(now + max(look_at - time.monotonic(), 0.0))
+        until_s = min(self._upkeep_at, self._core.next_end_of_a_wait(now)) - now
         # rounded up: a wait that ends 0.4 ms early would spin through turns with nothing to do
-        return max(int((min(deadlines) - now) * 1000) + 1, 0)
+        return max(int(until_s * 1000) + 1, 0)
 
     def _look_at_clock(self, ready: dict[object, int], now: float) -> None:
         """Notice a clock that was set, a suspend, another zone. Back-offs and deadlines go by the time that passed."""
@@ -163,11 +161,12 @@ class Supervisor:
             self._pool.clock_set(moved.set_s)
             if self._drain_until is not None:
                 self._drain_until += moved.set_s + moved.suspended_s
-        if moved is not None or time.monotonic() >= self._look_at_zone_at:
-            self._look_at_zone_at = time.monotonic() + ZONE_PERIOD_S
+        if moved is not None or now >= self._look_at_zone_at:
+            self._look_at_zone_at = now + ZONE_PERIOD_S
             self._reloader.look_at_zone(now)
 
-    def _collect(self, ready: dict[object, int], now: float) -> list[SendReply]:
+    def _collect(self, ready: dict[object, int], now: float) -> None:
+        """Take what is no message: signals, the fork server's reports, deaths."""
         if self._wake_up.reader.fileno() in ready or self._wake_up.reader in ready:
             taken = self._wake_up.taken()
             if taken & {signal.SIGTERM, signal.SIGINT}:
@@ -176,12 +175,20 @@ class Supervisor:
                 with suppress(ConfigError):  # logged, and a problem in the status
                     self._reloader.reload(now)
         self._pool.hear(ready.keys(), now)
-        # only what is readable: to find nothing is an exception of pyzmq, which costs as much as some messages
-        while self._workers in ready and (frames := receive(self._workers)) is not None:
-            self._on_worker(frames, now)
+        self._hear_workers(ready, now)  # what one has said before it died counts
         for pidfd in self._pool.pidfds() & ready.keys():
             if (process := self._pool.reap(pidfd, now)) is not None:
                 self._core.worker_left(process.index, now, process.ended, has_left=process.has_left)
+
+    def _hear_workers(self, ready: dict[object, int], now: float) -> None:
+        # only what is readable: to find nothing is an exception of pyzmq, which costs as much as some messages
+        if ready.pop(self._workers, None) is not None:
+            while (frames := receive(self._workers)) is not None:
+                self._on_worker(frames, now)
+
+    def _receive(self, ready: dict[object, int], now: float) -> list[SendReply]:
+        """Take the messages that are there: all of the workers', a bounded number of the clients'."""
+        self._hear_workers(ready, now)
         replies: list[SendReply] = []
         for _ in range(MAX_TURN if self._clients in ready else 0):
             frames = receive(self._clients)
@@ -208,11 +215,11 @@ class Supervisor:
         process = self._pool.by_identity(frames[0], now)
         if process is None:
             return  # its process ended: whatever it reports is of a lease that was taken back
-        for frame in frames[1:]:
-            event: Event = wire.events.decode(frame)
+        events = wire.events.decode_all(frames[1])
+        process.is_proven = process.is_proven or any(isinstance(event, PROOFS) for event in events)
+        for event in events:
             if isinstance(event, Ready):
                 self._configure(process)
-            process.is_proven = process.is_proven or isinstance(event, PROOFS)
             self._core.on_event(process.index, event, now)
 
     def _configure(self, process: Process) -> None:
@@ -232,6 +239,24 @@ class Supervisor:
         )
 
     # --- act ----------------------------------------------------------------------------------------------------------
+
+    def _upkeep(self, now: float) -> list[Action]:
+        """Do what a turn with nothing but pings can do without; find when it is next due at the latest."""
+        self._pool_turn(now)
+        self._doors_turn()
+        actions = self._core.upkeep(now)
+        self._timer.arm(self._core.next_schedule())
+        deadlines = [self._core.next_deadline(now), now + MAX_WAIT_S]
+        if (start_at := self._pool.next_start()) is not None and self._drain_until is None:
+            deadlines.append(start_at)
+        if self._drain_until is not None:
+            deadlines.append(self._drain_until)
+        if self._notifier.watchdog_s is not None:
+            deadlines.append(now + max(self._tell_at - time.monotonic(), 0.0))
+        if (look_at := self._admittance.next_deadline()) is not None:
+            deadlines.append(now + max(look_at - time.monotonic(), 0.0))
+        self._upkeep_at = min(deadlines)
+        return actions
 
     def _pool_turn(self, now: float) -> None:
         if self._drain_until is None:
@@ -275,21 +300,21 @@ class Supervisor:
         """Have an idle worker leave, and a new one take its place."""
         log.info("worker %d (pid %d) has grown or served its time, and is replaced", process.index, process.pid)
         process.is_leaving = self._core.workers[process.index].is_leaving = True
-        _send_if_there(self._workers, [process.identity, wire.encode(Drain())])
+        _send_if_there(self._workers, [process.identity, wire.encode_all([Drain()])])
 
     def _send(self, replies: list[SendReply], actions: list[Action]) -> None:
-        commands: dict[int, list[bytes]] = {}  # by worker: what one gets in a turn is one message
+        commands: dict[int, list[Command]] = {}  # by worker: what one gets in a turn is one message
         for action in [*replies, *actions]:
             match action:
                 case SendReply():
                     assert isinstance(action.reply_to, bytes)
                     _send_if_there(self._clients, [action.reply_to, wire.encode(action.reply)])
                 case SendCommand():
-                    commands.setdefault(action.worker, []).append(wire.encode(action.command))
-        for worker, frames in commands.items():
+                    commands.setdefault(action.worker, []).append(action.command)
+        for worker, batch in commands.items():
             # a command for a worker that just died is dropped: its death requeues the task
             if (process := self._pool.processes.get(worker)) is not None:
-                _send_if_there(self._workers, [process.identity, *frames])
+                _send_if_there(self._workers, [process.identity, wire.encode_all(batch)])
 
     def _tell(self) -> None:
         """Tell systemd that a turn was finished; never from anywhere else, so that a loop that hangs is noticed."""
@@ -309,7 +334,7 @@ class Supervisor:
         for process in self._pool.processes.values():
             process.is_leaving = True
             if process.role is Role.TASKS and process.index in self._core.workers:
-                _send_if_there(self._workers, [process.identity, wire.encode(Drain())])
+                _send_if_there(self._workers, [process.identity, wire.encode_all([Drain()])])
             elif process.role is Role.TASKS:
                 process.signal(signal.SIGTERM)  # it has not connected yet
 

@@ -1,11 +1,12 @@
-"""Owns the tasks that have not ended: their order, leases and retries. Pure. Why one waits: waiting.py.
+"""Owns what becomes of the tasks that have not ended: leases, retries, ends. Pure. Where each stands: open_tasks.py.
 
     submit ─▶ PENDING ─lease▶ RUNNING ─complete▶ COMPLETED | SKIPPED
                  ▲               │ ├─fail, for good▶ FAILED (the dead letters: `requeue` brings one back)
                  └─back-off──────┘ └─stopped, cancelled▶ CANCELLED
 
 Every mutation returns the new record, for the journal, or None where it changed nothing: a report of an attempt that
-is not the current one is such a case, so a result counts at most once. Each takes O(log n) of the open tasks.
+is not the current one is such a case, so a result counts at most once. Each takes O(log n) of the open tasks. Why one
+waits is waiting.py's to say.
 """
 
 from __future__ import annotations
@@ -16,10 +17,20 @@ from heapq import heappop, heappush
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from ..ipc.errors import StoreUnavailable, TaskCancelled
 from ..ipc.records import TaskProgress, TaskRecord, TaskStatus, TaskType
-from .ready import Kind, Order, Place, Ready
+from .open_tasks import Key, OpenTasks, key_of, order_of
+from .ready import Kind
+
+_RUNNING = TaskStatus.RUNNING  # an enum's member costs 0.1 us a look on Python 3.11
+_KINDS = {  # by whether the store is ready and whether tasks are admitted
+    (False, False): (Kind.FREE,),
+    (False, True): (Kind.FREE,),
+    (True, False): (Kind.FREE, Kind.FORCED),
+    (True, True): (Kind.FREE, Kind.FORCED, Kind.PLAIN),
+}
 
 DEADLINE = "deadline"  # error_code of a task that had not ended by its deadline
 
@@ -37,52 +48,41 @@ class Queue:
 
     def __init__(self, policy: QueuePolicy) -> None:
         self._policy = policy
-        self._open: dict[str, TaskRecord] = {}
-        self._paused: set[str | None] = set()
+        self._open = OpenTasks()
         self._paces: dict[str, tuple[float, int]] = {}  # of running tasks: when the first report came, and what it said
-        self._ready = Ready(self._is_ready, self._is_open)
-        self._waiting: dict[str, tuple[Order, Place]] = {}  # pending tasks that do not back off
-        self._equal: dict[_Key, dict[str, None]] = {}  # pending tasks by what makes two of them equal, oldest first
-        self._running: dict[str, None] = {}
-        self._of_worker: dict[int, dict[str, None]] = {}
-        self._busy: dict[str, set[str]] = {}  # collection -> running tasks that have it to themselves
-        self._looked_at = 0.0  # when back-offs were last looked at
-        self._backing_off: set[str] = set()
-        self._back_offs: list[tuple[float, str]] = []  # heaps of (when, task id); what changed since is still in them
-        self._deadlines: list[tuple[float, str]] = []
 
     # --- what there is ------------------------------------------------------------------------------------------------
 
     def get(self, task_id: str | None) -> TaskRecord | None:
         """Return an open task; None if it ended or never was."""
-        return self._open.get(task_id or "")
+        return self._open.tasks.get(task_id or "")
 
     def open(self) -> list[TaskRecord]:
-        return sorted(self._open.values(), key=_order)
+        return sorted(self._open.tasks.values(), key=order_of)
 
     def running(self, collection: str | None = None) -> list[TaskRecord]:
-        tasks = [self._open[task_id] for task_id in self._running]
+        tasks = [self._open.tasks[task_id] for task_id in self._open.running]
         return tasks if collection is None else [task for task in tasks if task.collection == collection]
 
     @property
     def has_pending(self) -> bool:
-        return len(self._open) > len(self._running)
+        return len(self._open.tasks) > len(self._open.running)
 
     @property
     def paused(self) -> tuple[str | None, ...]:
         """What is paused: names of collections; None stands for everything."""
-        return tuple(sorted(self._paused, key=lambda name: name or ""))
+        return tuple(sorted(self._open.paused, key=lambda name: name or ""))
 
     def pause(self, collection: str | None) -> None:
-        self._paused.add(collection)
+        self._open.paused.add(collection)
 
     def resume(self, collection: str | None) -> None:
         """Resume one collection; None resumes everything, also what was paused by name."""
-        opened = [name for name in self._paused if collection in (None, name)]
-        self._paused.difference_update(opened)
+        opened = [name for name in self._open.paused if collection in (None, name)]
+        self._open.paused.difference_update(opened)
         for name in opened:
             if name is not None:
-                self._show(name)
+                self._open.show(name)
 
     # --- in ---------------------------------------------------------------------------------------------------------
 
@@ -104,8 +104,8 @@ class Queue:
         The raised one keeps the later deadline of the two: none is to end earlier than its client asked for.
         """
         deadline_at = None if deadline_s is None else now + deadline_s
-        if equal := self._equal.get(_key(task_type, collection, params)):
-            task = self._open[next(iter(equal))]
+        key = key_of(task_type, collection, params)
+        if (task := self._open.equal_to(key)) is not None:
             changes: dict[str, Any] = {
                 "priority": max(priority, task.priority),
                 "is_forced": is_forced or task.is_forced,
@@ -113,7 +113,7 @@ class Queue:
             }
             return self._change(task, **changes), False
         record = TaskRecord(
-            task_id=f"{task_type.value}_{collection}_{salt:x}",
+            task_id=f"{task_type}_{collection}_{salt:x}",
             task_type=task_type,
             collection=collection,
             params=params,
@@ -123,7 +123,7 @@ class Queue:
             schedule_id=schedule_id,
             deadline_at=deadline_at,
         )
-        self._accept(record)
+        self._accept(record, key)
         return record, True
 
     def restore(self, records: Iterable[TaskRecord]) -> list[TaskRecord]:
@@ -163,28 +163,27 @@ class Queue:
 
         Without the store, or without budget for a task that is not forced, only a ping may run.
         """
-        if None in self._paused:
+        opened = self._open
+        if None in opened.paused:
             return None
-        self._end_back_offs(now)
-        kinds = [Kind.FREE]
-        if is_store_ready:
-            kinds += [Kind.FORCED, Kind.PLAIN] if is_admitting else [Kind.FORCED]
-        order = self._ready.best(kinds)
-        return None if order is None else self._open[order[2]]
+        opened.end_back_offs(now)
+        return opened.best(_KINDS[is_store_ready, is_admitting])
 
     def lease(self, task_id: str, worker: int, now: float) -> TaskRecord:
         """Give a pending task to a worker under a new attempt id."""
-        task = self._open[task_id]
+        task = self._open.tasks[task_id]
         self._paces.pop(task_id, None)
-        started_at = now if task.started_at is None else task.started_at
-        return self._change(
+        leased = replace(
             task,
-            status=TaskStatus.RUNNING,
+            version=task.version + 1,
+            status=_RUNNING,
             worker=worker,
             attempt=task.attempt + 1,
-            started_at=started_at,
+            started_at=now if task.started_at is None else task.started_at,
             waits_for="",
         )
+        self._open.start(leased)
+        return leased
 
     def progress(
         self, task_id: str, attempt: int, progress: TaskProgress, now: float | None = None
@@ -275,9 +274,10 @@ class Queue:
         A marked task ends when it leaves its worker; only its completion comes before the mark.
         """
         changed: list[TaskRecord | None] = []
-        while self._deadlines and self._deadlines[0][0] <= now:
-            at, task_id = heappop(self._deadlines)
-            task = self._open.get(task_id)
+        deadlines = self._open.deadlines
+        while deadlines and deadlines[0][0] <= now:
+            at, task_id = heappop(deadlines)
+            task = self.get(task_id)
             if task is None or not self._is_deadline(at, task_id):
                 continue
             if task.status is TaskStatus.PENDING:
@@ -294,7 +294,7 @@ class Queue:
         in words how it ended.
         """
         changed = []
-        for task in [self._open[task_id] for task_id in self._of_worker.get(worker, ())]:
+        for task in self._open.of_worker(worker):
             kills = task.kills + (begun is None or task.task_id == begun)
             if kills >= self._policy.max_kills and not _is_cancelling(task) and not _is_overdue(task, now):
                 last = f" ({why})" if why else ""
@@ -309,12 +309,13 @@ class Queue:
 
     def next_deadline(self, now: float) -> float | None:
         """Return the nearest end of a back-off or deadline of a task; None without one."""
-        self._end_back_offs(now)
-        while self._back_offs and not self._is_back_off(*self._back_offs[0]):
-            heappop(self._back_offs)
-        while self._deadlines and not self._is_deadline(*self._deadlines[0]):
-            heappop(self._deadlines)
-        return min((heap[0][0] for heap in (self._back_offs, self._deadlines) if heap), default=None)
+        self._open.end_back_offs(now)
+        deadlines, back_off_end_at = self._open.deadlines, self._open.next_back_off()
+        while deadlines and not self._is_deadline(*deadlines[0]):
+            heappop(deadlines)
+        if not deadlines:
+            return back_off_end_at
+        return deadlines[0][0] if back_off_end_at is None else min(deadlines[0][0], back_off_end_at)
 
     @property
     def policy(self) -> QueuePolicy:
@@ -329,7 +330,7 @@ class Queue:
         machine was suspended: none of its work could be done then. Return what changed.
         """
         changed = []
-        for task in list(self._open.values()):
+        for task in list(self._open.tasks.values()):
             # one that is over must not begin again where the clock went back
             is_over = task.not_before_at <= now - set_s - suspended_s
             wait_end_at = min(task.not_before_at, now) if is_over else task.not_before_at + set_s
@@ -338,104 +339,35 @@ class Queue:
                 changed.append(self._change(task, not_before_at=wait_end_at, deadline_at=deadline_at))
         return changed
 
-    # --- indexes ------------------------------------------------------------------------------------------------------
+    # --- changes ------------------------------------------------------------------------------------------------------
 
-    def _accept(self, task: TaskRecord) -> None:
-        self._enter(task)
+    def _accept(self, task: TaskRecord, key: Key | None = None) -> None:
+        self._open.enter(task, key)
         if task.deadline_at is not None:
-            heappush(self._deadlines, (task.deadline_at, task.task_id))
+            heappush(self._open.deadlines, (task.deadline_at, task.task_id))
 
-    def _enter(self, task: TaskRecord) -> None:
-        """Take a task into what is known of the open ones, by its state."""
-        self._open[task.task_id] = task
-        if task.status is TaskStatus.RUNNING:
-            self._running[task.task_id] = None
-            if task.worker is not None:
-                self._of_worker.setdefault(task.worker, {})[task.task_id] = None
-            if task.task_type is not TaskType.PING:
-                self._busy.setdefault(task.collection, set()).add(task.task_id)
-            return
-        self._equal.setdefault(_key(task.task_type, task.collection, task.params), {})[task.task_id] = None
-        if task.not_before_at > 0:
-            self._backing_off.add(task.task_id)
-            heappush(self._back_offs, (task.not_before_at, task.task_id))
-        else:
-            self._wait(task)
-
-    def _wait(self, task: TaskRecord) -> None:
-        order, place = self._waiting[task.task_id] = _order(task), _place(task)
-        self._ready.add(order, place)
-
-    def _leave(self, task: TaskRecord) -> None:
-        """Undo `_enter`. What the heaps hold of it no longer stands, and is dropped when it comes up."""
-        del self._open[task.task_id]
-        if task.status is TaskStatus.RUNNING:
-            del self._running[task.task_id]
-            if task.worker is not None:
-                _discard(self._of_worker, task.worker, task.task_id)
-            if task.task_type is not TaskType.PING:
-                busy = self._busy[task.collection]
-                busy.discard(task.task_id)
-                if not busy:
-                    del self._busy[task.collection]
-                    self._show(task.collection)
-            return
-        _discard(self._equal, _key(task.task_type, task.collection, task.params), task.task_id)
-        self._backing_off.discard(task.task_id)
-        self._waiting.pop(task.task_id, None)
-
-    def _show(self, collection: str) -> None:
-        for kind in Kind:
-            self._ready.show((kind, collection))
-
-    def _is_ready(self, order: Order, place: Place) -> bool:
-        return self._waiting.get(order[2]) == (order, place)
-
-    def _is_open(self, place: Place) -> bool:
-        kind, collection = place
-        return collection not in self._paused and (kind is Kind.FREE or collection not in self._busy)
-
-    def _is_back_off(self, at: float, task_id: str) -> bool:
-        return task_id in self._backing_off and self._open[task_id].not_before_at == at
+    def _current(self, task_id: str, attempt: int) -> TaskRecord | None:
+        task = self._open.tasks.get(task_id)
+        is_current = task is not None and task.status is _RUNNING and task.attempt == attempt
+        return task if is_current else None
 
     def _is_deadline(self, at: float, task_id: str) -> bool:
-        task = self._open.get(task_id)
+        task = self.get(task_id)
         # one that is told to leave already, for whatever reason, has no deadline to wait for
         return task is not None and task.deadline_at == at and not (_is_cancelling(task) or _is_marked(task))
 
-    def _end_back_offs(self, now: float) -> None:
-        if now < self._looked_at:  # the clock was set back: a back-off that was over may not be
-            for task in [self._open[task_id] for task_id in self._waiting]:
-                if task.not_before_at > now:
-                    del self._waiting[task.task_id]
-                    self._backing_off.add(task.task_id)
-                    heappush(self._back_offs, (task.not_before_at, task.task_id))
-        self._looked_at = now
-        while self._back_offs and self._back_offs[0][0] <= now:
-            at, task_id = heappop(self._back_offs)
-            if self._is_back_off(at, task_id):
-                self._backing_off.remove(task_id)
-                self._wait(self._open[task_id])
-
-    # --- changes ------------------------------------------------------------------------------------------------------
-
-    def _current(self, task_id: str, attempt: int) -> TaskRecord | None:
-        task = self.get(task_id)
-        is_current = task is not None and task.status is TaskStatus.RUNNING and task.attempt == attempt
-        return task if is_current else None
-
     def _change(self, task: TaskRecord, **fields: Any) -> TaskRecord:
-        changed = msgspec.structs.replace(task, version=task.version + 1, **fields)
-        held = self._open.get(task.task_id)
-        if held is not None and _stands_as(held) == _stands_as(changed):
-            self._open[task.task_id] = changed  # a report or a mark: nothing that an index is by
-        else:
+        changed = replace(task, version=task.version + 1, **fields)
+        held = self._open.tasks.get(task.task_id)
+        if changed.status.is_final:
             if held is not None:
-                self._leave(held)
-            if not changed.status.is_final:
-                self._enter(changed)
+                self._open.leave(held)
+        elif held is None:
+            self._open.enter(changed)
+        else:
+            self._open.change(held, changed)
         if changed.deadline_at is not None and held is not None and held.deadline_at != changed.deadline_at:
-            heappush(self._deadlines, (changed.deadline_at, changed.task_id))
+            heappush(self._open.deadlines, (changed.deadline_at, changed.task_id))
         return changed
 
     def _back(self, task: TaskRecord, now: float, **fields: Any) -> TaskRecord:
@@ -464,36 +396,9 @@ class Queue:
         if task is None:
             return None
         self._paces.pop(task.task_id, None)
-        return self._change(task, status=status, completed_at=now, worker=None, **fields)
-
-
-_Key = tuple[TaskType, str, bytes]
-
-
-def _key(task_type: TaskType, collection: str, params: dict[str, Any]) -> _Key:
-    """Return what two equal tasks have in common; the order of parameters is none of it."""
-    return task_type, collection, msgspec.msgpack.encode(params, order="sorted") if params else b""
-
-
-def _kind(task: TaskRecord) -> Kind:
-    if task.task_type is TaskType.PING:
-        return Kind.FREE
-    return Kind.FORCED if task.is_forced else Kind.PLAIN
-
-
-def _place(task: TaskRecord) -> Place:
-    return _kind(task), task.collection
-
-
-def _stands_as(task: TaskRecord) -> tuple[object, ...]:
-    """Return what the indexes know of a task."""
-    return task.status, task.worker, task.priority, task.is_forced, task.not_before_at
-
-
-def _discard(index: dict[Any, dict[str, None]], key: Any, task_id: str) -> None:
-    del index[key][task_id]
-    if not index[key]:
-        del index[key]
+        ended = replace(task, version=task.version + 1, status=status, completed_at=now, worker=None, **fields)
+        self._open.leave(task)
+        return ended
 
 
 def _later(one: float | None, other: float | None) -> float | None:
@@ -514,7 +419,3 @@ def _is_marked(task: TaskRecord) -> bool:
 def _is_overdue(task: TaskRecord, now: float) -> bool:
     """Say whether a running task must not be tried again: its deadline has passed, or it was marked when it had."""
     return task.deadline_at is not None and (task.deadline_at <= now or task.error_code == DEADLINE)
-
-
-def _order(task: TaskRecord) -> Order:
-    return -task.priority, task.created_at, task.task_id

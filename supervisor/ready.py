@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from enum import IntEnum
-from heapq import heapify, heappop, heappush
+from heapq import heapify, heappop, heappush, heapreplace
 
 Order = tuple[int, float, str]
 """(-priority, created_at, task id): the smallest runs first."""
@@ -64,6 +64,18 @@ class Ready:
         if head is not None and self._is_open(place):
             self._see(head, place)
 
+    def take(self, order: Order, place: Place) -> None:
+        """Drop a task that runs now. One that is not the best is dropped when it comes up, as any that changed."""
+        lane, heads = self._lanes[place], self._heads[place[0]]
+        if lane[0] is not order:
+            return
+        heappop(lane)
+        if heads and heads[0][0] is order:
+            if lane:
+                heapreplace(heads, (lane[0], place[1]))
+            else:
+                heappop(heads)
+
     def best(self, kinds: Iterable[Kind]) -> Order | None:
         """Return the first task of the open lanes of `kinds`, and leave it there; None where there is none."""
         found: Order | None = None
@@ -77,15 +89,16 @@ class Ready:
         while heads:
             order, collection = heads[0]
             place = kind, collection
-            if self._is_open(place):
-                head = self._head(place)
-                if head == order:
-                    return order
-                heappop(heads)
-                if head is not None:
-                    heappush(heads, (head, collection))
-            else:
+            if not self._is_open(place):
                 heappop(heads)  # `show` brings it back
+                continue
+            head = self._head(place)
+            if head == order:
+                return order
+            if head is None:
+                heappop(heads)
+            else:
+                heapreplace(heads, (head, collection))
         return None
 
     def _head(self, place: Place) -> Order | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import assert_never
+from typing import Any, assert_never
 
 from ..ipc import messages as m
 from ..ipc.checks import check_collection, check_number, check_result
@@ -11,19 +11,20 @@ from ..ipc.errors import InvalidArgument, MorganError, TaskNotFound
 from ..ipc.events import WorkerJoined
 from ..ipc.paths import RuntimePaths
 from ..ipc.query import query_hash
-from ..ipc.records import ScheduleRecord, TaskRecord, TaskStatus, TaskType
+from ..ipc.records import Order, ScheduleRecord, TaskRecord, TaskStatus, TaskType
 from ..ipc.version import VERSION
 from . import scheduler
-from .core import Core
+from .core import PING, Core
 from .feed import Reader
 from .params import check_params
 from .reload import Changes
-from .state import ReplyTo, Waiter
+from .state import Gathering, ReplyTo, Waiter
 from .status import activity, execution_stats, resources, service_status
 
 MAX_ROWS = 1000  # of any list in one reply
 MAX_WAIT_S = 60.0  # of a long poll: the client asks again
 MAX_DEADLINE_S = 366 * 86400.0
+CALM = m.Submit, m.SubmitMany, m.GetTask, m.Track, m.Hello  # what they change says so by itself, if it is worth upkeep
 
 
 class Requests:
@@ -43,6 +44,8 @@ class Requests:
 
     def handle(self, request: m.Request, reply_to: ReplyTo, now: float) -> m.Reply | None:
         """Return the reply, or None where it comes later (a long poll) or is not wanted (rid 0)."""
+        if not isinstance(request, CALM):
+            self._core.is_stirred = True
         try:
             reply = self._answer(request, reply_to, now)
         except MorganError as error:
@@ -77,6 +80,8 @@ class Requests:
                 return m.Report(rid=rid, report=execution_stats(core))
             case m.Submit():
                 return self._submit(request, reply_to, now)
+            case m.SubmitMany():
+                return self._submit_many(request, reply_to, now)
             case m.GetTask():
                 return self._get_task(request, reply_to, now)
             case m.ListTasks():
@@ -160,22 +165,7 @@ class Requests:
     def _submit(self, request: m.Submit, reply_to: ReplyTo, now: float) -> m.Reply | None:
         core = self._core
         check_number("wait_s", request.wait_s)
-        if request.deadline_s is not None and not 0 < check_number("deadline_s", request.deadline_s) <= MAX_DEADLINE_S:
-            raise InvalidArgument(f"deadline_s must be above 0 and at most {MAX_DEADLINE_S:g}: {request.deadline_s}")
-        task_type = scheduler.parse_task_type(request.task_type)
-        params = check_params(task_type, request.params)
-        record, is_new = core.queue.submit(
-            task_type,
-            check_collection(request.collection),
-            params,
-            now=now,
-            priority=request.priority,
-            is_forced=request.is_forced,
-            deadline_s=request.deadline_s,
-            salt=core.salt(),
-        )
-        # a client that waits for a ping's end is told nothing before: one commit, at its end, is enough
-        core.changed(record, can_wait=task_type is TaskType.PING and request.wait_s > 0)
+        record, is_new = self._accept(_checked(request), now, is_awaited=request.wait_s > 0)
         core.sample_if_stale(now)
         if is_new and request.run_or_skip and not request.is_forced and not core.decision.is_admitting:
             record = core.queue.skip(record.task_id, core.decision.reason, now) or record
@@ -183,6 +173,39 @@ class Requests:
         if request.wait_s > 0:
             return self._when_ended(record, request.wait_s, request.rid, reply_to, now)
         return m.Submitted(rid=request.rid, task_id=record.task_id, is_new=is_new)
+
+    def _submit_many(self, request: m.SubmitMany, reply_to: ReplyTo, now: float) -> m.Reply | None:
+        check_number("wait_s", request.wait_s)
+        if len(request.orders) > MAX_ROWS:
+            raise InvalidArgument(f"at most {MAX_ROWS} tasks can be handed in at once, not {len(request.orders)}")
+        wanted = [_checked(order) for order in request.orders]  # all of them, before the first is accepted
+        found = [self._accept(one, now, is_awaited=request.wait_s > 0) for one in wanted]
+        self._core.sample_if_stale(now)
+        task_ids = tuple(record.task_id for record, _ in found)
+        if request.wait_s <= 0:
+            return m.AllSubmitted(rid=request.rid, task_ids=task_ids, are_new=tuple(is_new for _, is_new in found))
+        if not task_ids:
+            return m.TaskList(rid=request.rid, tasks=())
+        if request.rid:
+            deadline_at = now + min(request.wait_s, MAX_WAIT_S)
+            self._core.wait_for(Gathering(reply_to, request.rid, task_ids, deadline_at, set(task_ids), {}))
+        return None
+
+    def _accept(self, wanted: _Wanted, now: float, *, is_awaited: bool) -> tuple[TaskRecord, bool]:
+        core, (order, task_type, params) = self._core, wanted
+        record, is_new = core.queue.submit(
+            task_type,
+            order.collection,
+            params,
+            now=now,
+            salt=core.salt(),
+            priority=order.priority,
+            is_forced=order.is_forced,
+            deadline_s=order.deadline_s,
+        )
+        # a client that waits for a ping's end is told nothing before: one commit, at its end, is enough
+        core.accepted(record, is_new=is_new, can_wait=is_awaited and task_type is PING)
+        return record, is_new
 
     def _get_task(self, request: m.GetTask, reply_to: ReplyTo, now: float) -> m.Reply | None:
         record = self._known(request.task_id)
@@ -279,6 +302,21 @@ class Requests:
             raise TaskNotFound(
                 f"no schedule {task_id!r}: `morgan-background schedule list` shows the known ones"
             ) from None
+
+
+_Wanted = tuple[m.Submit | Order, TaskType, dict[str, Any]]
+"""A task as it is asked for, its type and its parameters, once nothing is wrong with it."""
+
+
+def _checked(order: m.Submit | Order) -> _Wanted:
+    """Raises InvalidArgument."""
+    deadline_s = order.deadline_s
+    if deadline_s is not None and not 0 < check_number("deadline_s", deadline_s) <= MAX_DEADLINE_S:
+        raise InvalidArgument(f"deadline_s must be above 0 and at most {MAX_DEADLINE_S:g}: {deadline_s}")
+    task_type = scheduler.parse_task_type(order.task_type)
+    params = check_params(task_type, order.params)
+    check_collection(order.collection)
+    return order, task_type, params
 
 
 def _bounded(limit: int) -> int:

@@ -36,13 +36,14 @@ class CatchUp(Enum):
     SKIP = "skip"  # the next one is so near that it stands for the missed one
 
 
+_TASK_TYPES = {one.value: one for one in TaskType}
+
+
 def parse_task_type(value: str | TaskType) -> TaskType:
     """Raises InvalidArgument naming the accepted values."""
-    try:
-        return TaskType(value)
-    except ValueError:
-        accepted = ", ".join(one.value for one in TaskType)
-        raise InvalidArgument(f"unknown task type {value!r}: one of {accepted}") from None
+    if (found := _TASK_TYPES.get(value)) is None:
+        raise InvalidArgument(f"unknown task type {value!r}: one of {', '.join(_TASK_TYPES)}")
+    return found
 
 
 def parse_frequency(value: str | TaskFrequency) -> TaskFrequency:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from ..ipc.commands import Command, Role
 from ..ipc.messages import Reply
+from ..ipc.records import TaskRecord
 
 ReplyTo = Hashable
 """Whom to answer: a ROUTER's identity frame in the daemon, any token in the inline lane."""
@@ -42,7 +45,7 @@ class Worker:
     health: Health | None = None  # of the last look; None before it, and in the inline lane
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Waiter:
     """A client that asked to be told of a task's change."""
 
@@ -54,14 +57,24 @@ class Waiter:
     until_ended: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class SendCommand:
+@dataclass(slots=True, eq=False)
+class Gathering:
+    """A client that waits until all of several tasks have ended, and is told of them together."""
+
+    reply_to: ReplyTo
+    rid: int
+    task_ids: tuple[str, ...]  # in the order in which they are told
+    deadline_at: float
+    open: set[str]  # those that have not ended
+    ended: dict[str, TaskRecord]
+
+
+class SendCommand(msgspec.Struct, frozen=True):
     worker: int
     command: Command
 
 
-@dataclass(frozen=True, slots=True)
-class SendReply:
+class SendReply(msgspec.Struct, frozen=True):
     reply_to: ReplyTo
     reply: Reply
 

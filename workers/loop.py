@@ -14,7 +14,7 @@ from typing import Protocol
 from ..ipc.commands import Command, Drain, Event, Failed, Finished, Leaving, Progress, Run, Stopped, StopTask
 from ..ipc.errors import MorganError
 from .pacing import Pacer
-from .task import Bare, Job, Outcome, Step, Tasks, Tools, Verdict, drive
+from .task import Bare, Job, Outcome, Step, Steps, Tasks, Tools, Verdict, drive
 
 log = logging.getLogger(__name__)
 
@@ -98,62 +98,28 @@ class TaskWorker:
         """Run one attempt to its end and report how it ended. Raises nothing a task does wrong."""
         cpu_before_s = self._cpu()
         self._running = command
-        task_id, attempt = command.task_id, command.attempt
-
-        def cpu_s() -> float:
-            return self._cpu() - cpu_before_s
-
         try:
-            job = Job(
-                task_id,
-                command.task_type,
-                command.collection,
-                command.params,
-                command.queries,
-                command.checkpoint,
-                command.cached,
-            )
-            task = self._tasks[command.task_type]
-            if isinstance(task, Bare):
-                steps = task.steps(job)
-            else:
-                if self._tools is None:
-                    self._tools = self._make_tools(self._pacer.pace)
-                self._pacer.reset()
-                steps = task(job, self._tools)
-            ended = drive(steps, self._on_step)
+            ended = drive(self._steps(command), self._on_step)
         except Interrupted:
             ended = self._verdict()
         except MorganError as error:
-            self._port.send(
-                Failed(
-                    task_id=task_id,
-                    attempt=attempt,
-                    code=error.code,
-                    message=str(error),
-                    is_transient=error.is_transient,
-                    cpu_s=cpu_s(),
-                )
-            )
+            self._failed(command, error.code, str(error), self._cpu() - cpu_before_s, is_transient=error.is_transient)
             return
         except Exception as error:
-            log.exception("task %s failed", task_id)
+            log.exception("task %s failed", command.task_id)
             message = f"{type(error).__name__}: {error}"
-            self._port.send(
-                Failed(
-                    task_id=task_id, attempt=attempt, code="error", message=message, is_transient=True, cpu_s=cpu_s()
-                )
-            )
+            self._failed(command, "error", message, self._cpu() - cpu_before_s, is_transient=True)
             return
         finally:
             self._running = None
+        cpu_s = self._cpu() - cpu_before_s
         if isinstance(ended, Outcome):
             self._port.send(
                 Finished(
-                    task_id=task_id,
-                    attempt=attempt,
+                    task_id=command.task_id,
+                    attempt=command.attempt,
                     result=ended.result,
-                    cpu_s=cpu_s(),
+                    cpu_s=cpu_s,
                     metric=ended.metric,
                     before_score=ended.before_score,
                     after_score=ended.after_score,
@@ -161,9 +127,41 @@ class TaskWorker:
                 )
             )
         else:
+            is_cancelled = ended is Verdict.CANCEL
             self._port.send(
-                Stopped(task_id=task_id, attempt=attempt, is_cancelled=ended is Verdict.CANCEL, cpu_s=cpu_s())
+                Stopped(task_id=command.task_id, attempt=command.attempt, is_cancelled=is_cancelled, cpu_s=cpu_s)
             )
+
+    def _steps(self, command: Run) -> Steps:
+        """Begin a task; its models are loaded now if they have not been yet."""
+        job = Job(
+            command.task_id,
+            command.task_type,
+            command.collection,
+            command.params,
+            command.queries,
+            command.checkpoint,
+            command.cached,
+        )
+        task = self._tasks[command.task_type]
+        if isinstance(task, Bare):
+            return task.steps(job)
+        if self._tools is None:
+            self._tools = self._make_tools(self._pacer.pace)
+        self._pacer.reset()
+        return task(job, self._tools)
+
+    def _failed(self, command: Run, code: str, message: str, cpu_s: float, *, is_transient: bool) -> None:
+        self._port.send(
+            Failed(
+                task_id=command.task_id,
+                attempt=command.attempt,
+                code=code,
+                message=message,
+                is_transient=is_transient,
+                cpu_s=cpu_s,
+            )
+        )
 
     def _on_step(self, step: Step) -> Verdict:
         running = self._running

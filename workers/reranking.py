@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import msgspec
+from msgspec.structs import replace
 
 from ..ipc.records import Hit, QueryJob, TaskProgress
 from .checking import AT_ONCE, outdated

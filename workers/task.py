@@ -8,10 +8,11 @@ Job ──▶ steps(job, tools) ──▶ Step, Step, Step ... ──▶ Outcome
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -62,14 +63,13 @@ class Reranker(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(msgspec.Struct, frozen=True):
     """One attempt at a task. `checkpoint` is what the last attempt saved, None at the first."""
 
     task_id: str
     task_type: TaskType
     collection: str
-    params: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, Any] = {}
     queries: tuple[QueryJob, ...] = ()  # the popular queries, most popular first, with their judgments
     checkpoint: Mapping[str, Any] | None = None
     cached: tuple[QueryJob, ...] = ()  # queries that have a result already, to be seen whether it still holds
@@ -85,8 +85,7 @@ class Step:
     changes: tuple[PointsChanged, ...] = ()  # of documents, by this step
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """How a task ended. `before_score` and `after_score` are `metric` on the same queries, None where not measured."""
 
     result: dict[str, Any]

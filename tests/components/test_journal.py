@@ -188,6 +188,64 @@ def test_what_was_learned_of_demand_is_there_at_the_next_start_and_replaced_as_a
         journal.close()
 
 
+OLD_TASKS = """
+create table task (id text primary key, status text not null, created_at real not null, record blob not null);
+create index task_by_time on task (created_at);
+create index task_by_status on task (status);
+"""
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_a_file_of_an_older_version_keeps_its_tasks(tmp_path: Path, version: int) -> None:
+    db = sqlite3.connect(tmp_path / "j")
+    schema = journal_module.SCHEMA.replace(journal_module.TASK, OLD_TASKS)
+    db.executescript((schema if version == 3 else schema.replace(DEMAND, "")) + f"pragma user_version = {version};")
+    held = [task(1, TaskStatus.COMPLETED), task(2), task(3, TaskStatus.RUNNING)]
+    for one in held:  # as maps
+        db.execute(
+            "insert into task values (?, ?, ?, ?)",
+            (one.task_id, one.status.value, one.created_at, msgspec.msgpack.encode(one)),
+        )
+    if version == 1:
+        for column in ("task_type", "collection", "status"):
+            db.execute(f"alter table execution drop column {column}")
+    db.commit()
+    db.close()
+    for _ in range(2):
+        journal = Journal(tmp_path / "j")
+        assert journal.rebuilt_because is None
+        assert journal.tasks() == held[::-1]
+        assert journal.open_tasks() == held[1:]
+        assert journal.task("warm_docs_1") == held[0]
+        journal.save_task(held[1])  # in the new form beside the old one
+        journal.close()
+
+
+def test_a_task_is_kept_by_the_places_of_its_fields_so_they_stay_and_new_ones_come_last() -> None:
+    first = "task_id task_type collection params status priority is_forced attempt failures outages kills version created_at"
+    then = "not_before_at deadline_at started_at completed_at progress result error_code error_message schedule_id"
+    names = [*first.split(), *then.split(), "waits_for", "worker"]
+    assert list(TaskRecord.__struct_fields__)[: len(names)] == names
+    row = msgspec.msgpack.encode(["t", "warm", "docs", {}, "failed"])  # of a version with fewer fields
+    assert journal_module._read(row, TaskRecord).status is TaskStatus.FAILED
+
+
+def test_what_was_committed_is_there_after_the_log_was_brought_into_the_file(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j")
+    log = tmp_path / "j-wal"
+    size = log.stat().st_size
+    assert size >= journal_module.LOG_BYTES
+    for number in range(3 * journal_module.LOG_PAGES // journal_module.PAGES_A_COMMIT):
+        journal.save_task(task(number))
+        journal.commit()
+        journal.tidy()
+    assert log.stat().st_size == size  # written over again and again: it does not grow
+    other = sqlite3.connect(f"file:{tmp_path / 'j'}?immutable=1", uri=True)  # the file without its log
+    assert other.execute("select count(*) from task").fetchone()[0] >= 2 * journal_module.LOG_PAGES // 4
+    other.close()
+    journal.close()
+
+
 def test_a_task_that_changes_many_times_before_a_commit_is_written_once_in_its_last_state(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j")
     journal.save_task(task(1))

@@ -13,7 +13,7 @@ import pytest
 from morgan.background.ipc import messages, wire
 from morgan.background.ipc.client import expect
 from morgan.background.ipc.errors import InvalidArgument
-from morgan.background.ipc.records import ExecutionRecord, TaskRecord, TaskStatus, TaskType
+from morgan.background.ipc.records import ExecutionRecord, Order, TaskRecord, TaskStatus, TaskType
 from morgan.background.ipc.sockets import connect_dealer
 from tests.processes.daemons import NO_MODEL, TASK_S, Context, Daemon
 
@@ -119,6 +119,78 @@ def test_every_ping_is_answered_while_workers_leave_again_and_again(line: Line, 
                 if worker["role"] == "tasks" and worker["pid"]:
                     os.kill(worker["pid"], signal.SIGTERM)
     assert seen == {(TaskStatus.COMPLETED, 0)}
+
+
+def orders(*tokens: object, collection: str = "none") -> list[dict[str, object]]:
+    return [{"task_type": "ping", "collection": collection, "params": {"token": str(token)}} for token in tokens]
+
+
+def test_tasks_handed_in_together_have_ids_in_their_order_and_are_all_done(bare: Daemon) -> None:
+    names = [f"together {number}" for number in range(3 * COUNT)]
+    task_ids = bare.client.submit_many(orders(*names))
+    assert len(set(task_ids)) == len(names)
+    for name, task_id in zip(names, task_ids, strict=True):
+        assert (ended(bare, task_id).result or {})["token"] == name
+    assert bare.client.submit_many([]) == ()
+
+
+def gathered(line: Line, *tokens: object, wait_s: float = 60.0, collection: str = "none") -> tuple[TaskRecord, ...]:
+    wanted = tuple(Order(**one) for one in orders(*tokens, collection=collection))  # type: ignore[arg-type]
+    line.socket.send(wire.encode(messages.SubmitMany(rid=7, orders=wanted, wait_s=wait_s)))
+    assert line.socket.poll(int(TASK_S * 1000)), "no answer"
+    return expect(messages.TaskList, wire.replies.decode(line.socket.recv())).tasks
+
+
+def test_who_waits_for_tasks_handed_in_together_is_told_when_all_have_ended(line: Line, bare: Daemon) -> None:
+    tasks = gathered(line, *range(COUNT))
+    assert {task.status for task in tasks} == {TaskStatus.COMPLETED}
+    assert [(task.result or {})["token"] for task in tasks] == [str(number) for number in range(COUNT)]
+    assert bare.task(tasks[-1].task_id) == tasks[-1]  # what was answered is what is kept
+    assert gathered(line) == ()
+
+
+def test_a_wait_for_several_tasks_ends_with_what_there_is_and_equal_ones_are_one(line: Line, bare: Daemon) -> None:
+    bare.client.request(messages.Pause(collection="held"))
+    tasks = gathered(line, "a", "b", "a", wait_s=0.2, collection="held")
+    assert [task.status for task in tasks] == [TaskStatus.PENDING] * 3
+    assert tasks[0].task_id == tasks[2].task_id != tasks[1].task_id
+    assert "held is paused" in tasks[0].waits_for
+    assert bare.client.submit_many(orders("a", "b", collection="held")) == (tasks[0].task_id, tasks[1].task_id)
+    bare.client.request(messages.Resume(collection="held"))
+    assert {ended(bare, task.task_id).status for task in tasks} == {TaskStatus.COMPLETED}
+
+
+def test_one_order_that_is_refused_refuses_those_with_it(bare: Daemon) -> None:
+    bare.client.request(messages.Pause(collection="refused"))
+    bad: list[dict[str, object]] = [
+        {"task_type": "nap", "collection": "refused"},
+        {"task_type": "ping", "collection": "refused", "params": {"colour": "red"}},
+        {"task_type": "ping", "collection": ""},
+        {"task_type": "ping", "collection": "refused", "deadline_s": -1.0},
+    ]
+    for one in bad:
+        with pytest.raises(InvalidArgument):
+            bare.client.submit_many([*orders("x", "y", collection="refused"), one])
+    many = tuple(Order(task_type="ping", collection="c", params={"token": str(n)}) for n in range(1001))
+    with pytest.raises(InvalidArgument, match="at most 1000"):
+        bare.client.request(messages.SubmitMany(orders=many))
+    listed = expect(messages.TaskList, bare.client.request(messages.ListTasks(limit=1000, status="pending"))).tasks
+    assert not [one for one in listed if one.collection == "refused"]
+    bare.client.request(messages.Resume(collection="refused"))
+
+
+def test_tasks_handed_in_together_survive_a_kill_of_the_daemon(
+    make_daemon: Callable[[Mapping[str, str]], Daemon],
+) -> None:
+    daemon = make_daemon(NO_MODEL).start()
+    daemon.client.request(messages.Pause())
+    task_ids = daemon.client.submit_many(orders(*range(COUNT)))
+    assert daemon.process is not None
+    daemon.process.kill()
+    daemon.process.wait()
+    daemon.start()
+    daemon.client.request(messages.Resume())
+    assert {ended(daemon, task_id).status for task_id in task_ids} == {TaskStatus.COMPLETED}
 
 
 def test_a_task_is_given_up_at_its_deadline_whether_it_runs_or_waits(bare: Daemon) -> None:

@@ -188,8 +188,8 @@ def test_what_is_submitted_and_taken_back_again_and_again_takes_no_memory() -> N
         queue.submit(TaskType.WARM, "docs", {}, now=0.0, salt=salt, priority=salt)
         queue.resume("docs")
         queue.pause("docs")
-    ready = queue._ready
-    held = [*ready._lanes.values(), *ready._heads.values(), queue._back_offs, queue._deadlines]
+    ready = queue._open._ready
+    held = [*ready._lanes.values(), *ready._heads.values(), queue._open._back_offs, queue._open.deadlines]
     assert sum(len(one) for one in held) < 10 * SPARE
     queue.resume("docs")
     assert queue.next_ready(9e9, is_admitting=True) == queue.get(keeper.task_id)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from morgan.background.ipc import calls, commands, messages, wire
 from morgan.background.ipc.errors import ProtocolError
 from morgan.background.ipc.messages import PROTOCOL_VERSION, Message
+from morgan.background.ipc.records import Order
 
 UNIONS: tuple[tuple[wire.Codec[Any], Any], ...] = (
     (wire.requests, messages.Request),
@@ -110,6 +111,34 @@ def decoded(codec: wire.Codec[Any], frame: bytes) -> Message | None:
     assert isinstance(found, Message)
     assert found.v == PROTOCOL_VERSION
     return found
+
+
+@settings(deadline=None, max_examples=50)
+@given(data=st.data(), codec=st.sampled_from(CODECS))
+def test_several_messages_in_one_frame_come_back_in_order(data: st.DataObject, codec: wire.Codec[Any]) -> None:
+    kinds = st.sampled_from([kind for one, kind in KINDS if one is codec])
+    sent = [data.draw(instances(kind)) for kind in data.draw(st.lists(kinds, max_size=4))]
+    frame = wire.encode_all(sent)
+    assert codec.decode_all(frame) == sent
+    assert sum(wire.size_of(one) for one in sent) == len(frame) - 1
+    if sent:
+        other = [*sent[:-1], msgspec.structs.replace(sent[-1], v=PROTOCOL_VERSION + 1)]
+        with pytest.raises(ProtocolError, match="protocol version"):
+            codec.decode_all(wire.encode_all(other))
+    with pytest.raises(ProtocolError):
+        codec.decode_all(frame + b"\xc1")
+
+
+def test_an_order_among_many_that_is_nested_too_deep_is_refused() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(wire.MAX_DEPTH):
+        deep = {"a": deep}
+    flat = [Order(task_type="ping", collection="c", params={"token": str(n)}) for n in range(100)]
+    assert len(wire.requests.decode(wire.encode(messages.SubmitMany(orders=tuple(flat)))).orders) == 100
+    with pytest.raises(ProtocolError, match="deep"):
+        wire.requests.decode(
+            wire.encode(messages.SubmitMany(orders=(*flat, Order(task_type="ping", collection="c", params=deep))))
+        )
 
 
 @settings(deadline=None, max_examples=500)

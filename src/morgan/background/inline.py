@@ -138,6 +138,7 @@ class InlineLane:
         """One turn of the loop: what the daemon does with sockets happens here with a list. Call with the lock held."""
         actions: list[Action] = self._core.tick(time.time())
         self._core.journal.commit()
+        self._core.journal.tidy()
         for action in actions:
             match action:
                 case SendCommand():
