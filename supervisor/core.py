@@ -10,8 +10,7 @@ The daemon (loop.py) and the inline lane drive the same core; only where tasks r
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from zoneinfo import ZoneInfo
 
@@ -46,7 +45,8 @@ from ..ipc.records import (
     TaskType,
 )
 from ..ipc.settings import WorkerSettings
-from . import governor, scheduler, waiting
+from . import governor, waiting
+from .budget import NOTHING, Budget, Spent
 from .clock import Moved
 from .feed import Feed, Seen
 from .freshness import Freshness
@@ -58,6 +58,7 @@ from .popularity import Popularity
 from .queue import Queue, QueuePolicy
 from .results import CachePolicy, ResultKeeper
 from .state import Action, SendCommand, SendReply, Worker
+from .timetable import Timetable
 
 BUSY_PERIOD_S = 0.1  # between readings while a task runs: what the budget is late by when somebody comes back
 WAITING_PERIOD_S = 0.5  # while tasks wait and none runs
@@ -82,18 +83,6 @@ class CoreSettings:
     collections: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Spent:
-    """What the last attempt at a task was given: its worker, wall seconds, mean share of one CPU."""
-
-    worker: int | None = None
-    wall_s: float = 0.0
-    budget: float | None = None
-
-
-NOTHING = Spent()
-
-
 class Core:
     """See the module. Not thread-safe: whoever drives it calls from one thread at a time."""
 
@@ -114,26 +103,24 @@ class Core:
     ) -> None:
         self.settings, self.journal, self.queue = settings, journal, queue
         self.popularity, self.keeper = popularity, keeper
-        self._monitor, self._own_pids, self._local_hour, self._jitter = monitor, own_pids, local_hour, jitter
+        self._jitter = jitter
         self.started_at = self.last_check_at = started_at
-        self.schedules: dict[str, ScheduleRecord] = {}
+        self.timetable = Timetable(journal, settings.zone)
         self.workers: dict[int, Worker] = {}
+        self.budget = Budget(monitor, own_pids, local_hour, self.workers, queue.get)
         self.fork_server: int | None = None  # its pid, while there is one
         self.problems: dict[str, str] = {}  # what is wrong now, by what it is about
         self.is_draining = False
         self.is_stirred = True  # more has happened than pings: `upkeep` has something to do
         self.refused_connections = 0  # of users that may not connect
-        self._next_run_at: float | None = None  # of the schedules; None: to be looked up
         self._polls = Polls()
         self._actions: list[Action] = []
         self._searches = 0
         self._salt = int(started_at * 1e6)
-        self._governor = governor.GovernorState()
         self._freshness = Freshness(keeper, popularity, settings.collections)
         self._snapshot, self._next_snapshot_at = snapshot, started_at + SNAPSHOT_PERIOD_S
         self._next_sample_at = self._next_save_at = 0.0
         self._next_check_at = started_at + settings.check_interval_s
-        self._sampled_at = 0.0
         self.feed = Feed(int(started_at * 1e6))
         self._restore(started_at)
         self.sample(started_at)
@@ -141,7 +128,6 @@ class Core:
 
     def _restore(self, now: float) -> None:
         self.popularity.load(self.journal.queries(), now)
-        self.schedules = {schedule.task_id: schedule for schedule in self.journal.schedules()}
         for record in self.queue.restore(self.journal.open_tasks()):
             if record.status.is_final:  # it was to be cancelled, or its time was up, when its supervisor died
                 self.ended(record, record.completed_at or now)
@@ -149,14 +135,8 @@ class Core:
                 self.journal.save_task(record)
         for collection in self.journal.paused():
             self.queue.pause(collection)
-        self._catch_up(now)
+        self.timetable.catch_up(now)
         self._check(now)
-
-    def _catch_up(self, now: float) -> None:
-        """Have a run that was missed while nothing ran due at once, or move on: scheduler.catch_up."""
-        for schedule in list(self.schedules.values()):
-            if scheduler.catch_up(schedule, now, self.settings.zone) is scheduler.CatchUp.SKIP:
-                self.save_schedule(scheduler.skip(schedule, now, self.settings.zone, scheduler.TOO_LATE))
 
     # --- what others ask ----------------------------------------------------------------------------------------------
 
@@ -169,13 +149,12 @@ class Core:
         """Look after what no event tells: default schedules, with the busiest collections re-indexed daily."""
         self.last_check_at = now
         self._next_check_at = now + self.settings.check_interval_s
-        for schedule in scheduler.unlisted(self.schedules.values(), self._listed()):
-            self.remove_schedule(schedule.task_id)
-        if self.settings.is_auto_scheduling:
-            held, zone, active = self.schedules.values(), self.settings.zone, self._freshness.active(now)
-            fresh = scheduler.default_schedules(self.settings.collections, held, now, zone, active)
-            for schedule in [*fresh, *scheduler.retuned(held, active, now, zone)]:
-                self.save_schedule(schedule)
+        self.timetable.keep_defaults(
+            self.settings.collections,
+            self._freshness.active(now),
+            now,
+            is_automatic=self.settings.is_auto_scheduling,
+        )
         if not self.settings.worker.store.is_embedded or self.settings.lane == "inline":
             self._freshness.check_all()
         self._refresh(now)
@@ -189,19 +168,12 @@ class Core:
             if is_new:
                 self.changed(record)
 
-    def _listed(self) -> tuple[str, ...]:
-        """Return the collections the default schedule is kept for."""
-        return self.settings.collections if self.settings.is_auto_scheduling else ()
-
-    def remove_schedule(self, schedule_id: str) -> None:
-        del self.schedules[schedule_id]
-        self._next_run_at = None
-        self.journal.remove_schedule(schedule_id)
+    @property
+    def schedules(self) -> Mapping[str, ScheduleRecord]:
+        return self.timetable.schedules
 
     def save_schedule(self, schedule: ScheduleRecord) -> None:
-        self.schedules[schedule.task_id] = schedule
-        self._next_run_at = None
-        self.journal.save_schedule(schedule)
+        self.timetable.save(schedule)
 
     def accepted(self, record: TaskRecord, *, is_new: bool, can_wait: bool) -> None:
         """Make a task durable that was handed in. `can_wait`: as for `changed`."""
@@ -237,7 +209,7 @@ class Core:
             return
         self.journal.drop_checkpoint(record.task_id)
         if record.schedule_id is not None:
-            self._note_end(record)
+            self.timetable.note_end(record)
         if record.task_type is PING and record.status is TaskStatus.COMPLETED:
             return  # nothing was done; one a minute would push what was out of the history within a week
         if record.status is TaskStatus.SKIPPED and record.priority == REFRESH_PRIORITY:
@@ -264,15 +236,6 @@ class Core:
             )
         )
 
-    def _note_end(self, record: TaskRecord) -> None:
-        """Say at its schedule why a task that came from it did nothing."""
-        if (schedule := self.schedules.get(record.schedule_id or "")) is None:
-            return
-        is_done = record.status is TaskStatus.COMPLETED
-        note = "" if is_done else f"{record.task_id} {record.status.value}: {record.error_message or 'nothing to do'}"
-        if note != schedule.note:
-            self.save_schedule(msgspec.structs.replace(schedule, note=note))
-
     def wait_for(self, poll: Poll) -> None:
         """Owe a client an answer: when what it waits for happens, or its wait is over."""
         self._polls.add(poll)
@@ -297,49 +260,16 @@ class Core:
     def sample(self, now: float) -> None:
         """Take readings and decide the budget anew."""
         self.is_stirred = True
-        elapsed_s = max(now - self._sampled_at, 1e-3)
         self.collect_counts(now)
-        self.readings = self._monitor.sample(self._own_pids(), self._searches / elapsed_s)
-        self._searches = 0
-        self._sampled_at = now
-        hour = self._local_hour(self.settings.zone, now)
-        self._governor, self.decision = governor.step(self._governor, self.readings, self.settings.limits, hour)
-        self.is_active_hours = governor.is_active_hours(self.settings.limits, hour)
-        is_busy = False
-        for worker in self.workers.values():
-            if worker.task_id is not None:
-                is_busy = True
-                self._add_grant(worker, now)
+        searches, self._searches = self._searches, 0
+        self.budget.sample(now, searches, self.settings.limits, self.settings.zone)
+        is_busy = self.budget.is_busy
         period_s = BUSY_PERIOD_S if is_busy else WAITING_PERIOD_S if self.queue.has_pending else IDLE_PERIOD_S
         self._next_sample_at = now + period_s
 
     def sample_if_stale(self, now: float) -> None:
-        if not 0 <= now - self._sampled_at < FRESH_S:
+        if not 0 <= now - self.budget.sampled_at < FRESH_S:
             self.sample(now)
-
-    def duty_permille(self, index: int) -> int:
-        """Return the share of one CPU that the task worker `index` may use now: all of it for a forced task."""
-        busy = sum(worker.task_id is not None for worker in self.workers.values())
-        record = self.task_of(index)
-        if record is not None and record.is_forced:
-            return 1000
-        return governor.worker_duty_permille(self.decision.budget_permille, self.readings.cpus, max(busy, 1))
-
-    def task_of(self, index: int) -> TaskRecord | None:
-        """Return what a worker runs."""
-        worker = self.workers.get(index)
-        return None if worker is None or worker.task_id is None else self.queue.get(worker.task_id)
-
-    def to_relieve(self) -> int | None:
-        """Return the largest task worker whose memory may be taken back: it has run something, and nothing forced now."""
-        sizes = [
-            (worker.health.rss_kib, index)
-            for index, worker in self.workers.items()
-            if worker.role is Role.TASKS and worker.health is not None and not worker.is_leaving
-            if worker.tasks or worker.task_id
-            if (record := self.task_of(index)) is None or not record.is_forced
-        ]
-        return max(sizes)[1] if sizes else None
 
     # --- workers ------------------------------------------------------------------------------------------------------
 
@@ -367,15 +297,15 @@ class Core:
             case Leaving():
                 worker.is_leaving = True
             case Failed():
-                spent = self._free(worker, event.task_id, now)
+                spent = self.budget.free(worker, event.task_id, now)
                 self.ended(self._failed(event, now), now, event, spent)
             case Stopped():
-                spent = self._free(worker, event.task_id, now)
+                spent = self.budget.free(worker, event.task_id, now)
                 record = self.queue.stopped(event.task_id, event.attempt, event.is_cancelled, now)
                 self.ended(record, now, event, spent)
 
     def _finished(self, worker: Worker, event: Finished, now: float) -> None:
-        spent = self._free(worker, event.task_id, now)
+        spent = self.budget.free(worker, event.task_id, now)
         record = self.queue.complete(event.task_id, event.attempt, event.result, now, is_skipped=event.is_skipped)
         self.ended(record, now, event, spent)
         if record is not None and record.task_type is not PING:
@@ -400,50 +330,11 @@ class Core:
         record = self.queue.get(event.task_id)
         if event.code == CollectionNotFound.code and record is not None:
             self._freshness.is_gone(record.collection)
-            if record.priority == REFRESH_PRIORITY or self._is_default_schedule(event.task_id):
+            if record.priority == REFRESH_PRIORITY or self.timetable.is_default(record.schedule_id):
                 return self.queue.skip(event.task_id, event.message, now)
         return self.queue.fail(
             event.task_id, event.attempt, event.code, event.message, event.is_transient, now, self._jitter()
         )
-
-    def _is_default_schedule(self, task_id: str) -> bool:
-        """Say whether a task comes from a schedule nobody asked for: its collection need not exist."""
-        record = self.queue.get(task_id)
-        schedule = self.schedules.get(record.schedule_id or "") if record else None
-        return schedule is not None and schedule.metadata.get("origin") == "default"
-
-    def _free(self, worker: Worker, task_id: str, now: float) -> Spent:
-        """Take a task off a worker, which goes on with the next that it holds; return what the task was given."""
-        if worker.task_id != task_id:
-            worker.ahead.pop(task_id, None)
-            return NOTHING
-        spent = self._spent(worker, now)
-        worker.task_id, worker.attempt = None, 0
-        worker.tasks += 1
-        if worker.ahead:
-            following = next(iter(worker.ahead))
-            self._begin(worker, following, worker.ahead.pop(following), now)
-        return spent
-
-    @staticmethod
-    def _begin(worker: Worker, task_id: str, attempt: int, now: float) -> None:
-        worker.task_id, worker.attempt = task_id, attempt
-        worker.leased_at = worker.granted_at = now
-        worker.granted_s = 0.0
-
-    def _add_grant(self, worker: Worker, now: float) -> None:
-        """Add up what the worker was granted since the last time."""
-        worker.granted_s += max(now - worker.granted_at, 0.0) * self.duty_permille(worker.index) / 1000
-        worker.granted_at = now
-
-    def _spent(self, worker: Worker, now: float) -> Spent:
-        """Return what a worker's task was given so far."""
-        if worker.is_tiny:
-            return NOTHING
-        self._add_grant(worker, now)
-        wall_s = max(now - worker.leased_at, 0.0)
-        budget = worker.granted_s / wall_s if wall_s > 0 else self.duty_permille(worker.index) / 1000
-        return Spent(worker.index, wall_s, min(budget, 1.0))
 
     def worker_joined(self, index: int, role: Role, pid: int, configure: Configure) -> None:
         self.workers[index] = Worker(index, role, pid)
@@ -456,7 +347,7 @@ class Core:
         their way, and a task it had is not the cause.
         """
         if (worker := self.workers.get(index)) is not None:
-            spent = self._spent(worker, now) if worker.task_id else NOTHING
+            spent = self.budget.spent(worker, now) if worker.task_id else NOTHING
             del self.workers[index]
             # one that left when it was told to has begun nothing that it has not reported
             begun = "" if worker.is_leaving or has_left else worker.task_id
@@ -494,7 +385,7 @@ class Core:
 
     def turn(self, now: float) -> list[Action]:
         """Do what cannot wait: tasks that are due, late or to be handed out. `upkeep` has to follow where `is_stirred`."""
-        if now >= self._next_sample_at or now < self._sampled_at:
+        if now >= self._next_sample_at or now < self.budget.sampled_at:
             self.sample(now)
         if now >= self._next_check_at:
             self._check(now)
@@ -538,9 +429,9 @@ class Core:
             workers={worker.index: (worker.role.value, worker.pid) for worker in self.workers.values()},
             problems=self.problems,
             paused=self.queue.paused,
-            budget_permille=self.decision.budget_permille,
-            is_admitting=self.decision.is_admitting,
-            reason=self.decision.reason,
+            budget_permille=self.budget.decision.budget_permille,
+            is_admitting=self.budget.decision.is_admitting,
+            reason=self.budget.decision.reason,
             is_draining=self.is_draining,
         )
 
@@ -581,18 +472,13 @@ class Core:
         """Return when the next schedule is due; None where none is, or where none is started any more."""
         if self.is_draining:
             return None
-        if self._next_run_at is None:
-            runs = (one.next_run_at for one in self.schedules.values() if one.is_enabled)
-            self._next_run_at = min(runs, default=math.inf)
-        return None if self._next_run_at == math.inf else self._next_run_at
+        return self.timetable.next_run()
 
     def time_moved(self, moved: Moved, now: float) -> None:
         """Go on after the clock was set or the machine was suspended: runs that were missed meanwhile are caught up on
         as after a downtime, waits end when they would have ended.
         """
-        self._catch_up(now)
-        for schedule in scheduler.reset(self.schedules.values(), now, self.settings.zone):
-            self.save_schedule(schedule)
+        self.timetable.time_moved(now)
         for record in self.queue.time_moved(moved.set_s, moved.suspended_s, now):
             self.changed(record)
         self._polls.time_moved(moved.set_s + moved.suspended_s)
@@ -610,42 +496,30 @@ class Core:
         self.queue.set_policy(policy)
         self._freshness.collections = settings.collections
         if has_moved:
-            for schedule in list(self.schedules.values()):
-                if schedule.next_run_at > now:  # one that is due has its turn first
-                    next_run_at = scheduler.next_run(schedule.frequency, now, settings.zone)
-                    self.save_schedule(msgspec.structs.replace(schedule, next_run_at=next_run_at))
+            self.timetable.zone_moved(settings.zone, now)
         self.sample(now)
         self._check(now)
 
     def _fire_schedules(self, now: float) -> None:
-        for schedule in scheduler.due(self.schedules.values(), now):
-            self.last_check_at = now
-            if not self.journal.fire_once(schedule.task_id, schedule.next_run_at):
-                self.save_schedule(scheduler.skip(schedule, now, self.settings.zone, scheduler.HAS_RUN))
-            else:
-                record, is_new = self.queue.submit(
-                    schedule.task_type,
-                    schedule.collection,
-                    params_of_schedule(schedule.task_type, schedule.metadata),
-                    now=now,
-                    schedule_id=schedule.task_id,
-                    salt=self.salt(),
-                )
-                self.changed(record)
-                note = "" if is_new else f"its task of an earlier run still waits: {record.task_id}"
-                advanced = scheduler.advance(schedule, now, self.settings.zone, has_run=True)
-                self.save_schedule(msgspec.structs.replace(advanced, note=note))
-
-    def is_budget_taken(self) -> bool:
-        """Say whether as many workers are at work as the budget keeps busy: one more would take turns with them."""
-        at_work = sum(worker.task_id is not None and worker.is_heavy for worker in self.workers.values())
-        return at_work >= governor.workers_for(self.decision.budget_permille, self.readings.cpus)
+        for schedule in self.timetable.due(now):
+            record, is_new = self.queue.submit(
+                schedule.task_type,
+                schedule.collection,
+                params_of_schedule(schedule.task_type, schedule.metadata),
+                now=now,
+                schedule_id=schedule.task_id,
+                salt=self.salt(),
+            )
+            self.changed(record)
+            note = "" if is_new else f"its task of an earlier run still waits: {record.task_id}"
+            self.timetable.has_run(schedule, now, note)
+        self.last_check_at = now
 
     def _dispatch(self, now: float) -> None:
         if not self.queue.has_pending:
             return
         is_store_ready = self.is_owner_ready()
-        is_admitting = self.decision.is_admitting and not self.is_budget_taken()
+        is_admitting = self.budget.decision.is_admitting and not self.budget.is_taken
         workers = [one for one in self.workers.values() if one.role is Role.TASKS and one.is_started]
         while True:
             record = self.queue.next_ready(now, is_admitting=is_admitting, is_store_ready=is_store_ready)
@@ -661,9 +535,9 @@ class Core:
             elif leased.task_id in self._polls.waiters:  # not kept: docs/design.md, "Durability"
                 self._actions += self._polls.changed(leased)
             if worker.task_id is None:
-                self._begin(worker, leased.task_id, leased.attempt, now)
+                self.budget.begin(worker, leased.task_id, leased.attempt, now)
                 worker.is_tiny, worker.is_heavy = is_tiny, leased.task_type is not PING
-                is_admitting = is_admitting and not (worker.is_heavy and self.is_budget_taken())
+                is_admitting = is_admitting and not (worker.is_heavy and self.budget.is_taken)
             else:
                 worker.ahead[leased.task_id] = leased.attempt
             self.last_check_at = now
@@ -718,13 +592,7 @@ class Core:
     def conditions(self, now: float) -> waiting.Conditions:
         """Return what every pending task's wait is explained from."""
         tasks = [worker for worker in self.workers.values() if worker.role is Role.TASKS and worker.is_started]
-        limits, zone, readings = self.settings.limits, self.settings.zone, self.readings
-
-        def admits_from() -> float | None:
-            if self.decision.is_memory_tight:
-                return None
-            return governor.admits_from(readings, limits, now, lambda at: self._local_hour(zone, at))
-
+        limits, zone = self.settings.limits, self.settings.zone
         return waiting.Conditions(
             now=now,
             zone=zone,
@@ -737,10 +605,10 @@ class Core:
             store_problem=self.problems.get("vector store", ""),
             is_draining=self.is_draining,
             is_owner_ready=self.is_owner_ready(),
-            is_admitting=self.decision.is_admitting,
-            is_budget_taken=self.is_budget_taken(),
-            reason=self.decision.reason,
-            admits_from=functools.cache(admits_from),
+            is_admitting=self.budget.decision.is_admitting,
+            is_budget_taken=self.budget.is_taken,
+            reason=self.budget.decision.reason,
+            admits_from=functools.cache(lambda: self.budget.admits_from(limits, zone, now)),
         )
 
     def tasks(self, limit: int, status: TaskStatus | None) -> list[TaskRecord]:

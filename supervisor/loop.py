@@ -261,9 +261,9 @@ class Supervisor:
     def _pool_turn(self, now: float) -> None:
         if self._drain_until is None:
             self._pool.start_due(now)
-        memory = self._core.decision.memory
+        memory = self._core.budget.decision.memory
         for index in self._core.workers:
-            self._board.set_duty(index, self._core.duty_permille(index))
+            self._board.set_duty(index, self._core.budget.duty_permille(index))
             self._board.set_small(index, memory >= Memory.SHORT)
         for index in self._lookout.look(self._core.workers, now, time.monotonic()):
             self._replace(self._pool.processes[index])
@@ -287,10 +287,10 @@ class Supervisor:
         """Have the largest worker give its memory back; one that works stops at its next step first."""
         if monotonic - self._relieved_at < RELIEF_PERIOD_S:
             return
-        index = self._core.to_relieve()
+        index = self._core.budget.to_relieve()
         if index is None:
             return
-        if (record := self._core.task_of(index)) is not None:
+        if (record := self._core.budget.task_of(index)) is not None:
             self._core.stop_running(record, is_cancelled=False)
             return  # it is idle in a moment, and still the largest
         self._relieved_at = monotonic

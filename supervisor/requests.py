@@ -112,7 +112,7 @@ class Requests:
                 return m.ScheduleList(rid=rid, schedules=tuple(s for s in rows if due is None or s.task_id in due))
             case m.RemoveSchedule():
                 self._schedule(request.task_id)
-                core.remove_schedule(request.task_id)
+                core.timetable.remove(request.task_id)
                 return m.Done(rid=rid)
             case m.MarkScheduleCompleted():
                 schedule = self._schedule(request.task_id)
@@ -167,8 +167,8 @@ class Requests:
         check_number("wait_s", request.wait_s)
         record, is_new = self._accept(_checked(request), now, is_awaited=request.wait_s > 0)
         core.sample_if_stale(now)
-        if is_new and request.run_or_skip and not request.is_forced and not core.decision.is_admitting:
-            record = core.queue.skip(record.task_id, core.decision.reason, now) or record
+        if is_new and request.run_or_skip and not request.is_forced and not core.budget.decision.is_admitting:
+            record = core.queue.skip(record.task_id, core.budget.decision.reason, now) or record
             core.ended(record, now)
         if request.wait_s > 0:
             return self._when_ended(record, request.wait_s, request.rid, reply_to, now)

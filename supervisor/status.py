@@ -15,7 +15,7 @@ WAITING_ROWS = 100  # tasks whose wait is explained in the status, the next in t
 
 def resources(core: Core) -> dict[str, Any]:
     """Return readings and budget; shares are 0..1 of the whole machine."""
-    readings, decision = core.readings, core.decision
+    readings, decision = core.budget.readings, core.budget.decision
     if not readings.is_plausible:  # spec-notes: a failed reading counts as a busy machine
         cpu_usage = memory_usage = 1.0
     else:
@@ -25,7 +25,7 @@ def resources(core: Core) -> dict[str, Any]:
         "cpu_usage": cpu_usage,
         "memory_usage": memory_usage,
         "can_run_task": decision.is_admitting,
-        "active_hours": core.is_active_hours,
+        "active_hours": core.budget.is_active_hours,
         "own_cpu": readings.own_cpu_permille / 1000,
         "others_cpu": readings.others_cpu_permille / 1000,
         "budget": decision.budget_permille / 1000,

@@ -73,8 +73,8 @@ def started(core: Core) -> set[str]:
 
 def decide(core: Core, cpus: float, permille: int) -> None:
     """As if the last sample had said so; the next one is far."""
-    core.readings = governor.Readings(time.monotonic(), 0, 0, 300, cpus)
-    core.decision = governor.Decision(permille, True, governor.Memory.EASY, "said by the test")
+    core.budget.readings = governor.Readings(time.monotonic(), 0, 0, 300, cpus)
+    core.budget.decision = governor.Decision(permille, True, governor.Memory.EASY, "said by the test")
     core._next_sample_at = time.time() + 3600
 
 
@@ -107,25 +107,25 @@ def test_a_budget_that_grows_lets_the_next_task_in(core: Core) -> None:
 
 
 def test_the_largest_worker_that_has_run_something_gives_its_memory_back_but_not_a_forced_task(core: Core) -> None:
-    assert core.to_relieve() is None
+    assert core.budget.to_relieve() is None
     for index, kib in enumerate([300, 500, 400, 900]):
         core.workers[index].health = Health(heartbeat_age_s=0.0, steps=0, rss_kib=kib)
-    assert core.to_relieve() is None  # none has run anything: a new one would be as large
+    assert core.budget.to_relieve() is None  # none has run anything: a new one would be as large
     core.workers[0].tasks = core.workers[2].tasks = 1
     core.workers[WORKERS].tasks = 5  # the owner stays
-    assert core.to_relieve() == 2
+    assert core.budget.to_relieve() == 2
     submit(core, "a", is_forced=True)
     decide(core, 2.0, 700)
     assert started(core) == {"a"}
     (busy,) = [worker.index for worker in core.workers.values() if worker.task_id is not None]
     core.workers[busy].health = Health(heartbeat_age_s=0.0, steps=0, rss_kib=1000)
-    assert core.to_relieve() == (2 if busy != 2 else 0)
+    assert core.budget.to_relieve() == (2 if busy != 2 else 0)
 
 
 def test_memory_that_runs_short_is_seen_by_the_next_sample_after_a_second(core: Core, machine: Machine) -> None:
     machine.memory_percent = 91.0
-    core._monitor._slow_at = 0.0  # a second has passed
-    core._monitor._last = None
+    core.budget._monitor._slow_at = 0.0  # a second has passed
+    core.budget._monitor._last = None
     core.sample(time.time())
-    assert core.decision.memory is governor.Memory.CRITICAL
-    assert not core.decision.is_admitting
+    assert core.budget.decision.memory is governor.Memory.CRITICAL
+    assert not core.budget.decision.is_admitting

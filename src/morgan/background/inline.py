@@ -89,7 +89,7 @@ class InlineLane:
             _Port(self),
             self._make_tools,
             TASKS,
-            duty=lambda: self._core.duty_permille(WORKER),
+            duty=lambda: self._core.budget.duty_permille(WORKER),
             count_step=lambda: None,
             cpu=time.thread_time,  # the process's CPU is mostly the application's
         )

@@ -1,0 +1,136 @@
+"""Owns what may be used now and by whom: the last readings, the governor's decision, each worker's share, what it was given.
+
+readings ─▶ governor.step ─▶ decision ─▶ duty of each busy worker ─▶ granted, added up over a task
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from zoneinfo import ZoneInfo
+
+from ..ipc.commands import Role
+from ..ipc.records import TaskRecord
+from . import governor
+from .monitor import Monitor
+from .state import Worker
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What the last attempt at a task was given: its worker, wall seconds, mean share of one CPU."""
+
+    worker: int | None = None
+    wall_s: float = 0.0
+    budget: float | None = None
+
+
+NOTHING = Spent()
+
+
+class Budget:
+    """`workers` is the core's own; `find` returns an open task. Times are Unix seconds. `sample` before anything is asked."""
+
+    readings: governor.Readings
+    decision: governor.Decision
+    is_active_hours: bool
+
+    def __init__(
+        self,
+        monitor: Monitor,
+        own_pids: Callable[[], list[int]],
+        local_hour: Callable[[ZoneInfo, float], float],
+        workers: Mapping[int, Worker],
+        find: Callable[[str], TaskRecord | None],
+    ) -> None:
+        self._monitor, self._own_pids, self._local_hour = monitor, own_pids, local_hour
+        self._workers, self._find = workers, find
+        self._governor = governor.GovernorState()
+        self.sampled_at = 0.0
+
+    def sample(self, now: float, searches: int, limits: governor.Limits, zone: ZoneInfo) -> None:
+        """Take readings and decide anew. `searches`: by applications since the last time."""
+        elapsed_s = max(now - self.sampled_at, 1e-3)
+        self.readings = self._monitor.sample(self._own_pids(), searches / elapsed_s)
+        self.sampled_at = now
+        hour = self._local_hour(zone, now)
+        self._governor, self.decision = governor.step(self._governor, self.readings, limits, hour)
+        self.is_active_hours = governor.is_active_hours(limits, hour)
+        for worker in self._workers.values():
+            if worker.task_id is not None:
+                self._add_grant(worker, now)
+
+    @property
+    def is_busy(self) -> bool:
+        return any(worker.task_id is not None for worker in self._workers.values())
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether as many workers are at work as the budget keeps busy: one more would take turns with them."""
+        at_work = sum(worker.task_id is not None and worker.is_heavy for worker in self._workers.values())
+        return at_work >= governor.workers_for(self.decision.budget_permille, self.readings.cpus)
+
+    def admits_from(self, limits: governor.Limits, zone: ZoneInfo, now: float) -> float | None:
+        """Return when a task will be admitted if others go on as they do; None where that cannot be known."""
+        if self.decision.is_memory_tight:
+            return None
+        return governor.admits_from(self.readings, limits, now, lambda at: self._local_hour(zone, at))
+
+    # --- of one worker ------------------------------------------------------------------------------------------------
+
+    def duty_permille(self, index: int) -> int:
+        """Return the share of one CPU that the task worker `index` may use now: all of it for a forced task."""
+        busy = sum(worker.task_id is not None for worker in self._workers.values())
+        record = self.task_of(index)
+        if record is not None and record.is_forced:
+            return 1000
+        return governor.worker_duty_permille(self.decision.budget_permille, self.readings.cpus, max(busy, 1))
+
+    def task_of(self, index: int) -> TaskRecord | None:
+        """Return what a worker runs."""
+        worker = self._workers.get(index)
+        return None if worker is None or worker.task_id is None else self._find(worker.task_id)
+
+    def to_relieve(self) -> int | None:
+        """Return the largest task worker whose memory may be taken back: it has run something, and nothing forced now."""
+        sizes = [
+            (worker.health.rss_kib, index)
+            for index, worker in self._workers.items()
+            if worker.role is Role.TASKS and worker.health is not None and not worker.is_leaving
+            if worker.tasks or worker.task_id
+            if (record := self.task_of(index)) is None or not record.is_forced
+        ]
+        return max(sizes)[1] if sizes else None
+
+    def begin(self, worker: Worker, task_id: str, attempt: int, now: float) -> None:
+        """Count what a worker is given from now on as this attempt's."""
+        worker.task_id, worker.attempt = task_id, attempt
+        worker.leased_at = worker.granted_at = now
+        worker.granted_s = 0.0
+
+    def spent(self, worker: Worker, now: float) -> Spent:
+        """Return what a worker's task was given so far."""
+        if worker.is_tiny:
+            return NOTHING
+        self._add_grant(worker, now)
+        wall_s = max(now - worker.leased_at, 0.0)
+        budget = worker.granted_s / wall_s if wall_s > 0 else self.duty_permille(worker.index) / 1000
+        return Spent(worker.index, wall_s, min(budget, 1.0))
+
+    def free(self, worker: Worker, task_id: str, now: float) -> Spent:
+        """Take a task off a worker, which goes on with the next that it holds; return what the task was given."""
+        if worker.task_id != task_id:
+            worker.ahead.pop(task_id, None)
+            return NOTHING
+        spent = self.spent(worker, now)
+        worker.task_id, worker.attempt = None, 0
+        worker.tasks += 1
+        if worker.ahead:
+            following = next(iter(worker.ahead))
+            self.begin(worker, following, worker.ahead.pop(following), now)
+        return spent
+
+    def _add_grant(self, worker: Worker, now: float) -> None:
+        """Add up what the worker was granted since the last time."""
+        worker.granted_s += max(now - worker.granted_at, 0.0) * self.duty_permille(worker.index) / 1000
+        worker.granted_at = now
