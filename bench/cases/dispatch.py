@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from ..brokers import BROKERS, CELERY, DASK, DRAMATIQ, FUTURES, MAKERS, OURS, POOL, WINDOW, WORKERS, System
+from ..brokers import BATCH, BROKERS, CELERY, DASK, DRAMATIQ, FUTURES, MAKERS, OURS, POOL, WINDOW, WORKERS, System
 from ..dispatching import Found, Plan
 from ..measure import missing, percentile
 from ..report import Goal, Options, Result, Table
@@ -222,8 +222,8 @@ def _notes(
         f" {commit_ms:.2f} ms (median). No peer writes anything to a disk.",
         "a round trip of ours is one request (`submit` with `wait_s`) to a ping; it is answered when its end is durable."
         " A ping leaves a task record, no line in the history of executions.",
-        f"many at once: all are handed in, then all results awaited (ours: {WINDOW} at a time). Fewer than 10,000 where"
-        " they would take too long: column `of`.",
+        f"many at once: all are handed in, then all results awaited. Ours: {BATCH} in one message (`submit_many`), {WINDOW} of"
+        " those at a time. Fewer than 10,000 where they would take too long: column `of`.",
         "worker killed: SIGKILL of the process that holds a task, until that task is done by another; `lost`: not within"
         f" {FULL.kill_s:g} s ({QUICK.kill_s:g} s with --quick), or failed.",
         "main killed: SIGKILL, started again at once, until a new task is done. RQ has no main process: one of its"
