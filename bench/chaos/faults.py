@@ -20,7 +20,7 @@ import zmq
 
 from morgan.background.ipc import messages
 from morgan.background.ipc.admittance import MIN_OPEN_FILES
-from morgan.background.ipc.client import expect
+from morgan.background.ipc.client import ORDERS_AT_ONCE, expect
 from morgan.background.ipc.errors import ServiceUnavailable
 from morgan.background.ipc.records import TaskStatus
 from morgan.background.ipc.sockets import connect_dealer
@@ -32,6 +32,7 @@ from .victim import LOOK_S, START_S, Victim, Wrong, gone
 
 EARLY = 0.2  # share of the kills of the supervisor that come while it starts
 HANG_S = 60.0  # a stopped worker is replaced after ten beats; this is for a machine under load
+PAGE_BYTES = 4096  # of SQLite
 FULL_S = 30.0  # in which a supervisor that cannot write must have ended
 PING_S = 30.0  # a ping after the clock was set
 FRAMES = 300  # of one fuzz
@@ -169,13 +170,13 @@ class Faults:
         if self._means.has_own_disk:
             _fill(ballast)
         else:
-            size = (victim.state / "journal.sqlite3-wal").stat().st_size
-            resource.prlimit(victim.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+            # not even a second page: the log has its blocks already, and they are written over
+            resource.prlimit(victim.pid, resource.RLIMIT_FSIZE, (PAGE_BYTES, resource.RLIM_INFINITY))
         try:
-            self._ends("a full disk")
+            self._ends("a full disk", is_full=True)
             if self._means.has_own_disk and rng.random() < 0.5:
                 victim.start()
-                self._ends("a disk that is full from the start")
+                self._ends("a disk that is full from the start", is_full=True)
         finally:
             ballast.unlink(missing_ok=True)
         self.counts["disks filled"] += 1
@@ -201,8 +202,16 @@ class Faults:
         self._victim.stop()
         self._victim.start(env)
 
-    def _ends(self, why: str) -> None:
-        code = self._victim.ended(FULL_S)
+    def _ends(self, why: str, *, is_full: bool = False) -> None:
+        """See it end by itself. `is_full`: it may go on for what its journal's log has in reserve, so that is used up."""
+        end_at, code = time.monotonic() + FULL_S, None
+        while code is None and time.monotonic() < end_at:
+            if is_full:
+                tokens = (f"{why} {number} {time.monotonic()}" for number in range(ORDERS_AT_ONCE))
+                orders = [{"task_type": "ping", "collection": "full", "params": {"token": token}} for token in tokens]
+                with suppress(ServiceUnavailable):
+                    self._victim.client.submit_many(orders)
+            code = self._victim.ended(LOOK_S if is_full else FULL_S)
         if code is None:
             raise Wrong(f"the supervisor still runs {FULL_S:g} s after {why}")
         if code <= 0:
