@@ -105,11 +105,13 @@ class Faults:
         return self._victim.until(one, "a worker is there", CALM_S)
 
     def worker(self, rng: random.Random) -> None:
-        pid = self._worker(rng)
-        time.sleep(rng.uniform(0.0, 0.15))
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-            self.counts["workers killed"] += 1
+        while True:
+            pid = self._worker(rng)
+            time.sleep(rng.uniform(0.0, 0.15))
+            with suppress(ProcessLookupError):  # it died of the fault before: another one is to be killed
+                os.kill(pid, signal.SIGKILL)
+                break
+        self.counts["workers killed"] += 1
         if rng.random() < 0.5:  # else the next fault comes while it is replaced
             self._victim.until(lambda: pid not in self._victim.workers().values() or None, "it is replaced", CALM_S)
 
