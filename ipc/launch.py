@@ -26,10 +26,14 @@ class Order(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):
 
 
 class Preload(Order, tag="preload", frozen=True):
-    """Load these models, so that every worker forked from now on has them. Answered by Preloaded."""
+    """Load these models, so that every worker forked from now on has them. Answered by Preloaded.
+
+    `with_client`: the client of a Qdrant server as well, once the models are there.
+    """
 
     model: ModelSettings
     rerank: RerankSettings
+    with_client: bool = False
 
 
 class Fork(Order, tag="fork", frozen=True):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -32,12 +30,17 @@ def default_runtime_dir(state_dir: Path, env: Mapping[str, str] = os.environ) ->
     for name in ("MORGAN_RUNTIME_DIR", "RUNTIME_DIRECTORY"):
         if value := env.get(name):
             return Path(value.split(":")[0])
+    import hashlib  # late, as tempfile: a service that is told its folder does without them and their 1 MB
+
     tag = hashlib.blake2b(str(state_dir.absolute()).encode(), digest_size=6).hexdigest()
     if root := env.get("XDG_RUNTIME_DIR"):
         return Path(root) / f"{APP}-{tag}"
     shm = Path("/dev/shm")
-    base = shm if shm.is_dir() and os.access(shm, os.W_OK) else Path(tempfile.gettempdir())
-    return base / f"{APP}-{os.getuid()}-{tag}"
+    if not (shm.is_dir() and os.access(shm, os.W_OK)):
+        import tempfile
+
+        shm = Path(tempfile.gettempdir())
+    return shm / f"{APP}-{os.getuid()}-{tag}"
 
 
 def make_private(folder: Path) -> Path:

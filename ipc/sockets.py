@@ -46,6 +46,12 @@ def endpoint(path: Path) -> str:
     return f"ipc://{path}"
 
 
+def check_path(path: Path) -> None:
+    """Raise ConfigError if the path is too long for a Unix socket."""
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+        raise ConfigError(f"{path} is longer than {MAX_SOCKET_PATH} bytes: set MORGAN_RUNTIME_DIR to a shorter folder")
+
+
 def bind_router(
     context: zmq.Context[zmq.Socket[bytes]],
     path: Path,
@@ -62,8 +68,7 @@ def bind_router(
     With a `domain` each peer has to be let in by the context's ZAP handler: without one, nobody is.
     Raises ConfigError if the path is too long for a Unix socket.
     """
-    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
-        raise ConfigError(f"{path} is longer than {MAX_SOCKET_PATH} bytes: set MORGAN_RUNTIME_DIR to a shorter folder")
+    check_path(path)
     socket = context.socket(zmq.ROUTER)
     socket.setsockopt(zmq.LINGER, LINGER_MS)
     socket.setsockopt(zmq.MAXMSGSIZE, max_bytes)
@@ -84,16 +89,24 @@ def bind_router(
 
 
 def connect_dealer(
-    context: zmq.Context[zmq.Socket[bytes]], path: Path, *, identity: bytes = b"", high_water: int = HIGH_WATER
+    context: zmq.Context[zmq.Socket[bytes]],
+    path: Path,
+    *,
+    identity: bytes = b"",
+    high_water: int = HIGH_WATER,
+    retry_ms: tuple[int, int] = (50, 1000),
 ) -> zmq.Socket[bytes]:
-    """Return a DEALER connected to the ROUTER at `path`; it connects by itself whenever that appears."""
+    """Return a DEALER connected to the ROUTER at `path`; it connects by itself whenever that appears.
+
+    `retry_ms`: the wait before another try, from the first to the longest.
+    """
     socket = context.socket(zmq.DEALER)
     socket.setsockopt(zmq.LINGER, LINGER_MS)
     socket.setsockopt(zmq.SNDHWM, high_water)  # before the connection: afterwards it would be for later ones alone
     socket.setsockopt(zmq.RCVHWM, HIGH_WATER)
     # ipc reconnects are cheap; 50 ms to 1 s keeps a restarted supervisor from being noticed late
-    socket.setsockopt(zmq.RECONNECT_IVL, 50)
-    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+    socket.setsockopt(zmq.RECONNECT_IVL, retry_ms[0])
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, retry_ms[1])
     if identity:
         socket.setsockopt(zmq.IDENTITY, identity)
     socket.connect(endpoint(path))

@@ -7,7 +7,9 @@ import gc
 import logging
 import os
 import random
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import zmq
@@ -15,8 +17,10 @@ import zmq
 from ..ipc.commands import Role
 from ..ipc.errors import AlreadyRunning
 from ..ipc.paths import RuntimePaths, make_private
+from ..ipc.sockets import check_path
 from .assemble import core_settings, make_core
 from .config import Config, load
+from .forkserver import ForkMain
 from .journal import Journal
 from .loop import Supervisor
 from .notify import Notifier
@@ -49,20 +53,16 @@ class Lock:
         os.close(self._fd)
 
 
-def serve(config: Config, load_again: Callable[[], Config] = load) -> int:
+def serve(config: Config, load_again: Callable[[], Config] = load, fork_main: ForkMain | None = None) -> int:
     """Run the daemon until it is told to stop; return the exit code. Raises AlreadyRunning for a second one.
 
-    `load_again` is what a reload gets the configuration from: the sources that `config` came from.
+    `load_again` is what a reload gets the configuration from: the sources that `config` came from. With `fork_main` the
+    fork server is forked from this process: see ForkServer.
     """
     notifier = Notifier()
     state_dir, runtime_dir = config.state_dir(), config.runtime_dir()
     os.umask(0o077)
-    make_private(state_dir)
-    make_private(runtime_dir)
     runtime = RuntimePaths(runtime_dir)
-    make_private(runtime.readers)
-    locks = [Lock(state_dir / "lock"), Lock(runtime.lock)]
-    journal = Journal(state_dir / "journal.sqlite3")
     settings = core_settings(config)
     poller = zmq.Poller()
     pool = Pool(
@@ -72,35 +72,42 @@ def serve(config: Config, load_again: Callable[[], Config] = load) -> int:
         settings=settings.worker,
         log_level=config.service.log_level,
         jitter=random.SystemRandom().random,
+        fork_main=fork_main,
     )
-    # the owner answers the application's own searches: its work counts as the application's
-    core = make_core(
-        config,
-        settings,
-        runtime,
-        journal,
-        own_pids=lambda: pool.pids(Role.TASKS),
-        saved_results=state_dir / "results.saved",
-    )
-    rebuilt = {"journal": journal.rebuilt_because, "result store": core.keeper.store.rebuilt_because}
-    for about, what in rebuilt.items():
-        if what:
-            log.warning("%s was rebuilt: %s", about, what)
-            core.problems[f"{about} (at start)"] = what
-
-    # what is there by now stays: the collector need not look at it again, and need not look often at what comes and goes
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(GC_ALLOCATIONS, 20, 50)
-    try:
+    with ExitStack() as held:
+        # first of all: before there is a lock, a journal or a thread that it would have a part of
+        held.callback(lambda: pool.close(time.time()))
+        pool.start_server(time.time())
+        make_private(state_dir)
+        make_private(runtime_dir)
+        make_private(runtime.readers)
+        for path in (state_dir / "lock", runtime.lock):
+            held.callback(Lock(path).release)
+        check_path(runtime.clients)  # before a worker does, of a shorter one
+        pool.start_due(time.time())  # workers begin while the rest is opened: the runtime directory is ours by now
+        held.callback((journal := Journal(state_dir / "journal.sqlite3")).close)
+        # the owner answers the application's own searches: its work counts as the application's
+        core = make_core(
+            config,
+            settings,
+            runtime,
+            journal,
+            own_pids=lambda: pool.pids(Role.TASKS),
+            saved_results=state_dir / "results.saved",
+        )
+        held.callback(core.keeper.store.close)
+        rebuilt = {"journal": journal.rebuilt_because, "result store": core.keeper.store.rebuilt_because}
+        for about, what in rebuilt.items():
+            if what:
+                log.warning("%s was rebuilt: %s", about, what)
+                core.problems[f"{about} (at start)"] = what
+        # what is there by now stays: the collector need not look at it again, and need not look often at the rest
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GC_ALLOCATIONS, 20, 50)
         reloader = Reloader(config, load_again, core, notifier)
         requests = Requests(core, str(state_dir), runtime, os.getpid(), reloader.reload)
         Supervisor(core, requests, runtime, pool, poller, config.service.grace_s, reloader, notifier).run()
-    finally:
-        core.keeper.store.close()
-        journal.close()
-        for lock in locks:
-            lock.release()
     return 0
 
 

@@ -5,7 +5,6 @@ Every error names file or variable, key, and what is accepted; a secret is never
 
 from __future__ import annotations
 
-import difflib
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -91,7 +90,7 @@ def _overrides(env: Mapping[str, str]) -> dict[str, tuple[str, str]]:
             key = variable.removeprefix(prefix).lower()
             if key in kind.__struct_fields__:
                 found[f"{section}.{key}"] = variable, env[variable]
-            elif close := difflib.get_close_matches(key, kind.__struct_fields__, n=1):
+            elif close := _close(key, kind.__struct_fields__):
                 meant = f"{prefix}{close[0]}".upper()
                 raise ConfigError(f"{variable}: no such key; did you mean {meant} (that is {section}.{close[0]})?")
     for variable, key in (("MORGAN_STATE_DIR", "service.state_dir"), ("MORGAN_RUNTIME_DIR", "service.runtime_dir")):
@@ -222,8 +221,14 @@ def _api_key(store: Store, env: Mapping[str, str], origins: Mapping[str, str]) -
     return Secret(key)
 
 
+def _close(word: str, known: Iterable[str]) -> list[str]:
+    import difflib  # late: for an error alone
+
+    return difflib.get_close_matches(word, list(known), n=1)
+
+
 def _nearest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
+    close = _close(word, known)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
 
 

@@ -62,7 +62,8 @@ from .timetable import Timetable
 
 BUSY_PERIOD_S = 0.1  # between readings while a task runs: what the budget is late by when somebody comes back
 WAITING_PERIOD_S = 0.5  # while tasks wait and none runs
-IDLE_PERIOD_S = 2.0
+WATCHED_PERIOD_S = 2.0  # while there is no task, and somebody follows the events
+IDLE_PERIOD_S = 5.0  # while nobody asks: with the look at idle workers. A task that comes has one made at once
 REFRESH_PRIORITY = -1  # of what nobody asked for
 SAVE_PERIOD_S = 60.0  # query analytics are statistics: losing a minute of them at a crash is accepted
 SNAPSHOT_PERIOD_S = 1800.0  # some MB each time; a reboot costs what was computed in the last half hour
@@ -195,6 +196,8 @@ class Core:
         if record.task_type is not PING:  # thousands of them would push all else out of what is kept
             self.feed.task(record)
             self.is_stirred = True
+            if record.status is TaskStatus.PENDING:  # it is not admitted on a reading of some seconds ago
+                self._next_sample_at = min(self._next_sample_at, self.budget.sampled_at + BUSY_PERIOD_S)
         return record
 
     def ended(
@@ -264,7 +267,8 @@ class Core:
         searches, self._searches = self._searches, 0
         self.budget.sample(now, searches, self.settings.limits, self.settings.zone)
         is_busy = self.budget.is_busy
-        period_s = BUSY_PERIOD_S if is_busy else WAITING_PERIOD_S if self.queue.has_pending else IDLE_PERIOD_S
+        idle_s = WATCHED_PERIOD_S if self.feed.is_listened_to(now) else IDLE_PERIOD_S
+        period_s = BUSY_PERIOD_S if is_busy else WAITING_PERIOD_S if self.queue.has_pending else idle_s
         self._next_sample_at = now + period_s
 
     def sample_if_stale(self, now: float) -> None:
@@ -518,6 +522,8 @@ class Core:
     def _dispatch(self, now: float) -> None:
         if not self.queue.has_pending:
             return
+        if now >= self._next_sample_at:  # see `changed`
+            self.sample(now)
         is_store_ready = self.is_owner_ready()
         is_admitting = self.budget.decision.is_admitting and not self.budget.is_taken
         workers = [one for one in self.workers.values() if one.role is Role.TASKS and one.is_started]

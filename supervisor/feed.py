@@ -224,7 +224,7 @@ class Feed:
     def wants_reasons(self, now: float) -> bool:
         """Say whether it is time to look at why tasks wait: somebody listens, and the last look is a second ago."""
         is_due = not 0 <= now - self._reasons_at < REASONS_PERIOD_S
-        return is_due and self._is_listened_to(now)
+        return is_due and self.is_listened_to(now)
 
     def reasons(self, waits: Iterable[tuple[TaskRecord, str]], now: float) -> None:
         """Tell what is new in why the first REASONS pending tasks wait. Figures behind a colon are not new."""
@@ -236,7 +236,8 @@ class Feed:
                 told.waits_for = waits_for
                 self._say(e.TaskWaits, now, task_id=record.task_id, waits_for=waits_for)
 
-    def _is_listened_to(self, now: float) -> bool:
+    def is_listened_to(self, now: float) -> bool:
+        """Say whether somebody follows the events."""
         return 0 <= now - self._listened_at < LISTENING_S
 
     # --- who is told ----------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from enum import Enum
 
-SILENT_S = 10.0  # ten beats of 1 s in a row: stopped, swapped out, or blocked with the interpreter's lock held
+SILENT_S = 10.0  # ten beats of 1 s, two of 5 s: stopped, swapped out, or blocked with the interpreter's lock held
 
 
 class Verdict(Enum):
@@ -38,6 +38,7 @@ class Sight:
     task: Hashable = None  # None: it has none
     is_runnable: bool = False  # a thread of it has a CPU or waits for one; looked up only if the beat has not changed
     delay_s: float = 0.0  # how long the task's thread has waited for a CPU in all
+    age_s: float = 0.0  # how long ago the beat was
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,8 @@ def step(watch: Watch | None, sight: Sight, elapsed_s: float, limits: Limits) ->
     is_stalled = sight.task is not None and (sight.task, sight.progress) == (last.task, last.progress)
     watch = Watch(
         sight,
-        silent_s=watch.silent_s + elapsed_s if is_silent and not is_starved else 0.0,
+        # of a new beat: it was silent since, which is within the time of this look
+        silent_s=0.0 if is_starved else watch.silent_s + elapsed_s if is_silent else min(sight.age_s, elapsed_s),
         stalled_s=watch.stalled_s + waited_s if is_stalled else 0.0,
         leaving_s=None if watch.leaving_s is None else watch.leaving_s + waited_s,
     )

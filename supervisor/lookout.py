@@ -16,22 +16,38 @@ from .state import Health, Worker
 
 log = logging.getLogger(__name__)
 
-LOOK_S = 1.0  # as often as workers beat
+LOOK_S = 1.0  # as often as workers with a task beat
+IDLE_LOOK_S = 5.0  # while none has one, and none starts: as often as they then beat
+LATE_S = 6.0  # of silence: an idle worker has missed a beat, and is looked at every LOOK_S
+EARLY = 0.5  # of the time to a look: from there on a turn that is there anyway looks, so that none is made for it
+GROWTH_NS = 1_000_000  # CPU time without which a process has not grown: its memory is not read anew
 MAX_ELAPSED_S = 5.0  # more than the loop's longest wait is the supervisor's own lag, or the machine was suspended
 
 
 class Lookout:
-    """`look` is called in every turn of the loop and does something once in LOOK_S."""
+    """`look` is called in every turn of the loop and does something once in LOOK_S, or in IDLE_LOOK_S."""
 
     def __init__(self, pool: Pool, board: Board, config: Callable[[], tuple[hangs.Limits, Wear]]) -> None:
         self._pool, self._board, self._config = pool, board, config
         self._watches: dict[int, Watch] = {}  # by pid
+        self._memory: dict[int, tuple[int, int]] = {}  # by pid: CPU time in ns when it was read, RSS in KiB
         self._looked_at = 0.0
+
+    def next_look(self, workers: dict[int, Worker]) -> float:
+        """Return when `look` is to be called at the latest (monotonic seconds)."""
+        return self._looked_at + self._period_s(workers)
+
+    def _period_s(self, workers: dict[int, Worker]) -> float:
+        is_soon = len(workers) < len(self._pool.processes) or any(
+            worker.task_id is not None or worker.health is None for worker in workers.values()
+        )
+        is_late = any(watch.silent_s >= LATE_S for watch in self._watches.values())
+        return LOOK_S if is_soon or is_late else IDLE_LOOK_S
 
     def look(self, workers: dict[int, Worker], now: float, monotonic: float) -> list[int]:
         """Stop or kill what is hung, and return the idle workers that are to be replaced. `workers`: the core's."""
-        elapsed_s = monotonic - self._looked_at
-        if elapsed_s < LOOK_S:
+        elapsed_s, period_s = monotonic - self._looked_at, self._period_s(workers)
+        if elapsed_s < (period_s if period_s == LOOK_S else EARLY * period_s):
             return []
         self._looked_at = monotonic
         self._pool.replan()
@@ -41,28 +57,37 @@ class Lookout:
         for process in self._pool.processes.values():
             beat, worker = self._board.read(process.index), workers.get(process.index)
             last = self._watches.get(process.pid)
-            sight = self._sight(process, beat, worker, last)
+            age_s = max(monotonic - beat.at_ns / 1e9, 0.0) if beat.at_ns else now - process.started_at
+            sight = self._sight(process, beat, worker, last, age_s)
             watch, verdict = hangs.step(last, sight, min(elapsed_s, MAX_ELAPSED_S), limits)
             watches[process.pid] = watch
             self._obey(process, watch, verdict, limits)
             if worker is not None:
-                rss_kib = procfs.rss_kib(process.pid)
-                age_s = max(monotonic - beat.at_ns / 1e9, 0.0) if beat.at_ns else now - process.started_at
+                rss_kib = self._rss_kib(process.pid, beat.cpu_ns)
                 worker.health = Health(heartbeat_age_s=age_s, steps=beat.steps, rss_kib=rss_kib)
                 if process.role is Role.TASKS and worker.task_id is None and not process.is_leaving:
                     worn += [process.index] * wear.is_worn(rss_kib, worker.tasks)
         self._watches = watches
+        self._memory = {pid: held for pid, held in self._memory.items() if pid in watches}
         return worn
 
-    def _sight(self, process: Process, beat: Beat, worker: Worker | None, last: Watch | None) -> Sight:
-        is_silent = last is not None and last.sight.beat == beat.at_ns
+    def _rss_kib(self, pid: int, cpu_ns: int) -> int:
+        """Return its resident memory, as of the last time that it has done anything: an idle worker costs no read."""
+        held = self._memory.get(pid)
+        if held is None or cpu_ns - held[0] >= GROWTH_NS:
+            held = self._memory[pid] = cpu_ns, procfs.rss_kib(pid)
+        return held[1]
+
+    def _sight(self, process: Process, beat: Beat, worker: Worker | None, last: Watch | None, age_s: float) -> Sight:
         task = (worker.task_id, worker.attempt) if worker is not None and worker.task_id is not None else None
+        is_silent = last is not None and last.sight.beat == beat.at_ns
         return Sight(
             beat=beat.at_ns,
             progress=(beat.steps, beat.paces),
             task=task,
             is_runnable=is_silent and procfs.is_runnable(process.pid),
             delay_s=procfs.delay_ns(process.pid) / 1e9 if task is not None else 0.0,
+            age_s=age_s,
         )
 
     def _obey(self, process: Process, watch: Watch, verdict: Verdict, limits: hangs.Limits) -> None:

@@ -147,8 +147,9 @@ class Supervisor:
 
     def _timeout_ms(self, now: float) -> int:
         until_s = min(self._upkeep_at, self._core.next_end_of_a_wait(now)) - now
-        # rounded up: a wait that ends 0.4 ms early would spin through turns with nothing to do
-        return max(int(until_s * 1000) + 1, 0)
+        # Rounded up: a wait that ends 0.4 ms early would spin through turns with nothing to do. Bounded: the clock may
+        # have been set back, by years, since the deadlines were found.
+        return max(int(min(until_s, MAX_WAIT_S) * 1000) + 1, 0)
 
     def _look_at_clock(self, ready: dict[object, int], now: float) -> None:
         """Notice a clock that was set, a suspend, another zone. Back-offs and deadlines go by the time that passed."""
@@ -159,6 +160,7 @@ class Supervisor:
             log.warning("the clock was set by %+.0f s, suspended for %.0f s", moved.set_s, moved.suspended_s)
             self._core.time_moved(moved, now)
             self._pool.clock_set(moved.set_s)
+            self._upkeep_at = now  # every deadline is another now
             if self._drain_until is not None:
                 self._drain_until += moved.set_s + moved.suspended_s
         if moved is not None or now >= self._look_at_zone_at:
@@ -251,6 +253,7 @@ class Supervisor:
             deadlines.append(start_at)
         if self._drain_until is not None:
             deadlines.append(self._drain_until)
+        deadlines.append(now + max(self._lookout.next_look(self._core.workers) - time.monotonic(), 0.0))
         if self._notifier.watchdog_s is not None:
             deadlines.append(now + max(self._tell_at - time.monotonic(), 0.0))
         if (look_at := self._admittance.next_deadline()) is not None:

@@ -22,12 +22,13 @@ from ..ipc.commands import Role
 from ..ipc.launch import Fork, Forked, NotForked, Preload
 from ..ipc.settings import WorkerSettings
 from . import procfs
-from .forkserver import ForkServer, Report
+from .forkserver import ForkMain, ForkServer, Report
 from .restarts import Slot, after_death
 
 log = logging.getLogger(__name__)
 
 OWNER_INDEX = 0  # the store owner's place; task workers follow
+STAND_ASIDE_S = 0.005  # after a death: its task is handed to another worker first, which a fork would keep from a CPU
 HEAVY = 2  # fork servers in a row that died while they loaded models before one is started that loads none
 
 
@@ -69,10 +70,15 @@ class Pool:
         settings: WorkerSettings,
         log_level: str,
         jitter: Callable[[], float],
+        fork_main: ForkMain | None = None,
     ) -> None:
+        """With `fork_main` the first fork server is forked from this process: see ForkServer."""
         prctl.become_subreaper()
+        self._fork_main = fork_main
         self._socket, self._poller, self._jitter = socket, poller, jitter
-        self._preload = Preload(model=settings.model, rerank=settings.rerank)
+        self._preload = Preload(
+            model=settings.model, rerank=settings.rerank, with_client=not settings.store.is_embedded
+        )
         self._environment = {"MORGAN_SERVICE_LOG_LEVEL": log_level}
         self._roles = {OWNER_INDEX: Role.OWNER} | dict.fromkeys(range(1, tasks + 1), Role.TASKS)
         self._slots = {index: Slot() for index in self._roles}
@@ -82,6 +88,7 @@ class Pool:
         self.server: ForkServer | None = None
         self._server_slot, self._server_started_at, self._died_loading = Slot(), 0.0, 0
         self._last_server = 0  # its pid
+        self._next_order_at = 0.0
 
     @property
     def rows(self) -> int:
@@ -110,6 +117,7 @@ class Pool:
         for process in self.processes.values():
             process.started_at += by_s
         self._server_started_at += by_s
+        self._next_order_at += by_s
         self._server_slot = replace(self._server_slot, start_at=self._server_slot.start_at + by_s)
         self._slots = {i: replace(slot, start_at=slot.start_at + by_s) for i, slot in self._slots.items()}
 
@@ -120,13 +128,17 @@ class Pool:
         if self.server is None and self._server_slot.start_at <= now:
             self._bury_go_betweens()
             preload = self._preload if self._died_loading < HEAVY else None
-            self.server = ForkServer(self._socket, self._poller, self._environment, preload)
+            # a later one is a program of its own: by then this process has threads, a journal and sockets
+            main, self._fork_main = self._fork_main, None
+            self.server = ForkServer(self._socket, self._poller, self._environment, preload, main)
             self._server_started_at, self._last_server = now, self.server.pid
 
     def start_due(self, now: float) -> None:
         """Order every worker whose place is empty and whose time has come."""
         self.start_server(now)
-        for index, role in self._roles.items():
+        if now < self._next_order_at <= now + STAND_ASIDE_S:  # farther: the clock was set back
+            return
+        for index, role in reversed(self._roles.items()):  # the owner last: it needs the least time to be ready
             if self._is_empty(index) and self._slots[index].start_at <= now and self.server is not None:
                 order = Fork(index=index, role=role, cpus=self._cpus_of(index, role))
                 if self.server.order(order):
@@ -139,7 +151,8 @@ class Pool:
         """Return when an empty place, or the fork server's, is due; None if all are taken."""
         if self.server is None:
             return self._server_slot.start_at
-        return min((self._slots[i].start_at for i in self._roles if self._is_empty(i)), default=None)
+        start_at = min((self._slots[i].start_at for i in self._roles if self._is_empty(i)), default=None)
+        return None if start_at is None else max(start_at, self._next_order_at)
 
     def _cpus_of(self, index: int, role: Role) -> tuple[int, ...]:
         """Return where a worker belongs: all CPUs for the owner, one for each task worker.
@@ -253,6 +266,8 @@ class Pool:
             is_proven=process.is_proven,
         )
         self._slots[process.index] = slot
+        if self.processes:
+            self._next_order_at = now + STAND_ASIDE_S
         log.warning(
             "worker %d (pid %d) ended: %s; %s",
             *(process.index, process.pid, process.ended),
@@ -270,3 +285,10 @@ class Pool:
             server, self.server = self.server, None
             self._take(server.close(), now)
             self._ordered.clear()
+
+    def close(self, now: float) -> None:
+        """End the fork server and kill whatever worker is left. After a start that failed; else none is."""
+        self.close_server(now)
+        self.signal_all(signal.SIGKILL)
+        for pidfd in self.pidfds():
+            self.reap(pidfd, now)

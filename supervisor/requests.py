@@ -69,6 +69,7 @@ class Requests:
                 core.sample_if_stale(now)
                 return m.Report(rid=rid, report=service_status(core, now, self._pid))
             case m.Activity():
+                core.collect_counts(now)
                 return m.Report(rid=rid, report=activity(core, _bounded(request.limit), now))
             case m.Resources():
                 core.sample_if_stale(now)

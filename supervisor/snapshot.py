@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 from pathlib import Path
 
 from ..ipc import layout
@@ -49,6 +48,8 @@ def restore(snapshot: Path, results: Path) -> bool:
     fresh = results.with_name(results.name + ".new")
     fresh.unlink(missing_ok=True)
     fd = os.open(fresh, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o640)
+    import shutil  # late: once after a reboot
+
     with os.fdopen(fd, "wb") as target, snapshot.open("rb") as source:
         try:
             os.posix_fallocate(target.fileno(), 0, size)  # a full tmpfs says so here, not with SIGBUS later

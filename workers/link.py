@@ -18,7 +18,8 @@ from ..ipc.board import Board
 from ..ipc.commands import Command, Drain, Event, Finished, Ready, Role
 from ..ipc.sockets import connect_dealer
 
-BEAT_S = 1.0  # a hang is judged in tens of seconds; a beat costs some 50 us of CPU
+BEAT_S = 1.0  # a hang is judged in tens of seconds; a beat costs some 80 us of CPU
+IDLE_BEAT_S = 5.0  # of a worker that waits for a command: twice within what counts as silence
 
 REPORTS = 64  # ends of tiny tasks in one message: about half a millisecond of them
 
@@ -31,7 +32,8 @@ class Link:
     def __init__(self, socket: Path, role: Role, index: int) -> None:
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.identity = f"{index}.{os.getpid()}".encode()
-        self._socket = connect_dealer(self._context, socket, identity=self.identity)
+        # the first workers are there before the supervisor has bound its socket, some milliseconds
+        self._socket = connect_dealer(self._context, socket, identity=self.identity, retry_ms=(2, 2))
         self._wake, writer = sockets_of_os.socketpair()
         self._wake.setblocking(False)
         writer.setblocking(False)
@@ -42,6 +44,7 @@ class Link:
         self.poller = zmq.Poller()
         self.poller.register(self._socket, zmq.POLLIN)
         self.poller.register(self._wake, zmq.POLLIN)
+        self.pulse = Pulse()
         self._inbox: deque[Command] = deque()
         self._outbox: list[Event] = []
         self.send(Ready(role=role, index=index, pid=os.getpid()))
@@ -60,7 +63,9 @@ class Link:
     def wait(self, timeout_s: float | None) -> Command | None:
         """Return the next command, None after `timeout_s` or when another registered socket is readable."""
         if not self._inbox:
+            self.pulse.rest()
             self.poller.poll(None if timeout_s is None else int(timeout_s * 1000) + 1)
+            self.pulse.rouse()
             self._take()
         return self._inbox.popleft() if self._inbox else None
 
@@ -93,7 +98,34 @@ class Link:
         self._writer.close()
 
 
-def watch_over(supervisor_fd: int, board: Board, row: int) -> None:
+class Pulse:
+    """How often a worker beats: seldom once it has waited for a command all through a beat, else every BEAT_S."""
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)  # readable: beat now
+        self._is_waiting = self._is_slow = False
+        self._waits = self._seen = 0
+
+    def rest(self) -> None:
+        """The main thread is about to wait."""
+        self._is_waiting = True
+
+    def rouse(self) -> None:
+        """It has something to do. That costs a system call after a long wait alone."""
+        self._is_waiting = False
+        self._waits += 1
+        if self._is_slow:
+            self._is_slow = False
+            os.eventfd_write(self.fd, 1)
+
+    def next_s(self) -> float:
+        """Return for how long the watch thread may sleep now."""
+        is_idle = self._is_waiting and self._waits == self._seen
+        self._seen, self._is_slow = self._waits, is_idle
+        return IDLE_BEAT_S if is_idle else BEAT_S
+
+
+def watch_over(supervisor_fd: int, board: Board, row: int, pulse: Pulse) -> None:
     """Beat on `board` and end this process at once when the process behind `supervisor_fd` ends.
 
     A thread blocked on the pidfd, besides PDEATHSIG (process.py): that one fires for a stopped process too, but is
@@ -104,9 +136,13 @@ def watch_over(supervisor_fd: int, board: Board, row: int) -> None:
     def watch() -> None:
         waiting = select.poll()
         waiting.register(supervisor_fd, select.POLLIN)
-        board.beat(row, time.monotonic_ns(), time.process_time_ns())
-        while not waiting.poll(BEAT_S * 1000):
+        waiting.register(pulse.fd, select.POLLIN)
+        ready: list[tuple[int, int]] = []
+        while all(fd == pulse.fd for fd, _ in ready):
+            if ready:
+                os.eventfd_read(pulse.fd)
             board.beat(row, time.monotonic_ns(), time.process_time_ns())
+            ready = waiting.poll(pulse.next_s() * 1000)
         os._exit(ORPHANED)
 
     threading.Thread(target=watch, name="watch-over", daemon=True).start()

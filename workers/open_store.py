@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 from ..ipc.settings import StoreSettings
 from .vectors import VectorStore
@@ -21,3 +22,29 @@ def open_store(settings: StoreSettings, owner_socket: str | None) -> VectorStore
     from .edge import EdgeStore
 
     return EdgeStore(Path(settings.path))
+
+
+def open_late(settings: StoreSettings) -> VectorStore:
+    """Return the configured store for its owner; a server's client is made at the first call.
+
+    qdrant-client takes a second of CPU and 60 MB to import, and nobody may ever ask. The embedded store is opened now:
+    its lock is what makes this process the owner.
+    """
+    return open_store(settings, None) if settings.is_embedded else cast(VectorStore, _LateStore(settings))
+
+
+class _LateStore:
+    """Opens the store at the first call, and again after one that could not: what that raises goes to who called."""
+
+    def __init__(self, settings: StoreSettings) -> None:
+        self._settings = settings
+        self._store: VectorStore | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        if self._store is None:
+            self._store = open_store(self._settings, None)
+        return getattr(self._store, name)
+
+    def close(self) -> None:
+        if self._store is not None:
+            self._store.close()

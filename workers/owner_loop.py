@@ -15,7 +15,7 @@ from ..ipc.errors import ModelUnavailable
 from ..ipc.records import ComputedResult
 from ..ipc.sockets import CLIENT_UNREAD, HIGH_WATER, bind_router
 from .link import Link
-from .open_store import open_store
+from .open_store import open_late
 from .owner import Desk, OwnerService
 from .task import Embedder, Reranker
 
@@ -30,7 +30,7 @@ def run_owner(
     A missing model leaves everything but embedding in service.
     """
     settings = command.settings
-    store = open_store(settings.store, None)
+    store = open_late(settings.store)
     if not is_model_refused:
         try:
             log.info("model %s ready, %d dimensions", embedder.name, embedder.size)

@@ -12,8 +12,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from ..ipc import prctl
 from ..ipc.board import Board
 from ..ipc.commands import Configure, Drain, Role
@@ -21,7 +19,7 @@ from ..ipc.launch import Fork
 from ..ipc.reader import ResultReader
 from ..ipc.settings import ModelSettings, RerankSettings, WorkerSettings
 from .batches import Batched
-from .courtesy import be_courteous
+from .courtesy import make_courteous, pin
 from .link import ORPHANED, Link, watch_over
 from .loop import TaskWorker
 from .models import SentenceTransformerEmbedder
@@ -34,6 +32,19 @@ from .tasks import TASKS
 log = logging.getLogger(__name__)
 
 CONFIGURE_S = 30.0  # a supervisor answers Ready within one turn of its loop
+
+
+class Speaker(logging.Formatter):
+    """Says who speaks. A worker sets its name and nothing else: logging set up anew would cost it 0.4 MiB of its own."""
+
+    name = "fork server"
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(speaker)s %(levelname)s %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        record.speaker = self.name
+        return super().format(record)
 
 
 @dataclass(slots=True)
@@ -67,20 +78,13 @@ class Place:
 def run(place: Place, models: Models) -> int:
     """Be a worker until told to leave; return the exit status."""
     role, index = place.order.role, place.order.index
-    # A session of its own: the kernel's autogroup is per session, and the supervisor and the owner are not to be niced.
-    os.setsid()
     settle(place)
-    logging.basicConfig(
-        level=logging.getLogger().level,
-        format=f"%(asctime)s {role.value} {index} %(levelname)s %(message)s",
-        force=True,
-    )
+    if role is Role.TASKS and os.sched_getscheduler(0) != os.SCHED_IDLE:  # the fork server died before it came to that
+        pin(0, place.order.cpus)
+        make_courteous(0)
+    Speaker.name = f"{role.value} {index}"
     with suppress(OSError):
         prctl.set_name(f"morgan-{role.value}-{index}")
-    with suppress(OSError):  # a CPU that was taken away since the order: the supervisor looks again in a second
-        os.sched_setaffinity(0, place.order.cpus)
-    if role is Role.TASKS:  # the owner answers applications: it is not in the background
-        log.info("in force: %s", ", ".join(be_courteous()) or "nothing; the CPU budget alone")
     reseed()
     link = Link(place.socket, role, index)
     command = link.wait(CONFIGURE_S)
@@ -88,7 +92,7 @@ def run(place: Place, models: Models) -> int:
         link.close()
         return 0 if isinstance(command, Drain) else 1  # told to leave: what it was handed meanwhile was not begun
     board = Board.attach(Path(command.board_path))
-    watch_over(place.supervisor_fd, board, command.board_row)
+    watch_over(place.supervisor_fd, board, command.board_row, link.pulse)
     embedder, reranker = models.for_settings(command.settings)
     if role is Role.OWNER:
         run_owner(link, command, embedder, reranker, is_model_refused=models.is_refused)
@@ -101,7 +105,8 @@ def run(place: Place, models: Models) -> int:
 def settle(place: Place) -> None:
     """Wait until the supervisor is this process's parent, and have the kernel end this one with it.
 
-    Until then the parent is the go-between, whose end would be taken for the supervisor's.
+    Until then the parent is the go-between, whose end would be taken for the supervisor's. It goes when the fork server
+    has given this process its place among others.
     """
     waiting = select.poll()
     waiting.register(place.go_between_fd, select.POLLIN)
@@ -124,7 +129,8 @@ def is_over(pidfd: int) -> bool:
 
 def reseed() -> None:
     """Let the generators of this process differ from its siblings'. `random` and `secrets` see to it themselves."""
-    np.random.seed(int.from_bytes(os.urandom(4), "little"))
+    if (numpy_random := sys.modules.get("numpy.random")) is not None:  # numpy itself loads it late
+        numpy_random.seed(int.from_bytes(os.urandom(4), "little"))
     if (torch := sys.modules.get("torch")) is not None:
         torch.manual_seed(int.from_bytes(os.urandom(7), "little"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -237,6 +238,12 @@ class QdrantStore:
     def close(self) -> None:
         if self._is_own:
             self._client.close()
+
+
+def load_client() -> None:
+    """Import qdrant-client if it is installed: a second of CPU and 60 MB, for all who are forked from here."""
+    with suppress(ImportError):
+        import qdrant_client  # noqa: F401
 
 
 def connect(settings: StoreSettings) -> QdrantStore:

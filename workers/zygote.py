@@ -16,17 +16,19 @@ import os
 import select
 import signal
 import socket
-import sys
 from contextlib import suppress
 from pathlib import Path
 
 from ..ipc import launch, prctl
+from ..ipc.commands import Role
 from ..ipc.errors import ModelUnavailable
 from ..ipc.launch import Fork, Forked, NotForked, Order, Preload, Preloaded
 from . import process, remote  # noqa: F401 - remote: imported once, for all workers
+from .courtesy import make_courteous, pin
 from .link import ORPHANED
 from .models import SentenceTransformerEmbedder
 from .process import Models
+from .qdrant import load_client
 from .reranker import CrossEncoderReranker, make_reranker
 
 log = logging.getLogger(__name__)
@@ -39,21 +41,26 @@ def main() -> int:
     parser.add_argument("--workers", type=Path, required=True, help="path of the supervisor's socket for workers")
     parser.add_argument("--light", default="", help="why no models are loaded")
     args = parser.parse_args()
-    logging.basicConfig(
-        level=os.environ.get("MORGAN_SERVICE_LOG_LEVEL", "info").upper(),
-        format="%(asctime)s fork server %(levelname)s %(message)s",
-    )
+    return obey(args.orders, args.supervisor, args.workers, args.light)
+
+
+def obey(orders_fd: int, supervisor: int, workers: Path, light: str = "") -> int:
+    """Be the fork server until the supervisor ends or closes its end; return the exit status. Takes the process over."""
+    speaking = logging.StreamHandler()
+    speaking.setFormatter(process.Speaker())
+    level = os.environ.get("MORGAN_SERVICE_LOG_LEVEL", "info").upper()
+    logging.basicConfig(level=level, handlers=[speaking], force=True)
     with suppress(OSError):
         prctl.die_with_parent()
         prctl.set_name("morgan-zygote")
-    supervisor_fd = os.pidfd_open(args.supervisor)
-    if os.getppid() != args.supervisor:  # it died before the descriptor was open
+    supervisor_fd = os.pidfd_open(supervisor)
+    if os.getppid() != supervisor:  # it died before the descriptor was open
         return ORPHANED
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group
-    orders = socket.socket(fileno=args.orders)
-    zygote = Zygote(orders, args.supervisor, supervisor_fd, args.workers)
-    if args.light:
-        orders.send(launch.encode(Preloaded(problem=args.light)))
+    orders = socket.socket(fileno=orders_fd)
+    zygote = Zygote(orders, supervisor, supervisor_fd, workers)
+    if light:
+        orders.send(launch.encode(Preloaded(problem=light)))
     zygote.serve()
     return 0
 
@@ -98,6 +105,8 @@ class Zygote:
             if isinstance(reranker, CrossEncoderReranker):
                 reranker.load()
             self._models.reranker = reranker
+            if order.with_client:
+                load_client()
         except ModelUnavailable as error:
             problem, self._models.is_refused = str(error), self._models.embedder is None
             log.error("%s", error)
@@ -110,50 +119,77 @@ class Zygote:
     def _restart(self, why: str) -> None:
         """Be a new process that has loaded nothing; each worker then loads its own."""
         log.warning("%s: a new one is started without", why)
-        os.set_inheritable(self._orders.fileno(), True)
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:], "--light", why])
+        orders = self._orders.fileno()
+        os.set_inheritable(orders, True)
+        arguments = ["--orders", str(orders), "--supervisor", str(self._supervisor), "--workers", str(self._workers)]
+        command = launch.command("workers.zygote", *arguments, "--light", why)
+        os.execve(command[0], command, launch.environment({}))
 
     def _fork(self, order: Fork) -> Forked | NotForked:
         """Fork twice: a worker whose parent has gone is given to the supervisor, which alone may then wait for it."""
         reader, writer = os.pipe()
+        until, held = os.pipe()  # until it is closed here, the go-between stays, and with it the worker waits
         try:
             go_between = os.fork()
         except OSError as error:
-            os.close(reader)
-            os.close(writer)
+            for fd in (reader, writer, until, held):
+                os.close(fd)
             return NotForked(index=order.index, message=str(error))
         if go_between == 0:
             os.close(reader)
-            self._fork_again(order, writer)
+            os.close(held)
+            self._fork_again(order, writer, until)
         os.close(writer)
+        os.close(until)
         answer = os.read(reader, 64)
         os.close(reader)
+        if answer.isdigit():
+            self._place(order, int(answer))
+        os.close(held)
         os.waitpid(go_between, 0)  # now the worker is the supervisor's child, even if it is dead already
         if not answer.isdigit():
-            return NotForked(index=order.index, message=answer.decode() or "the go-between was killed")
+            return NotForked(index=order.index, message=answer.decode() or "it was killed at its start")
         return Forked(index=order.index, pid=int(answer))
 
-    def _fork_again(self, order: Fork, writer: int) -> None:
-        """The go-between: fork the worker, tell its pid, leave. Never returns."""
+    def _place(self, order: Fork, pid: int) -> None:
+        """Give the worker its CPUs and its place among other processes, while it has one thread and waits."""
+        pin(pid, order.cpus)
+        if order.role is Role.TASKS:  # the owner answers applications: it is not in the background
+            words = ", ".join(make_courteous(pid))
+            log.info("worker %d (pid %d): %s", order.index, pid, words or "nothing in force but the CPU budget")
+
+    def _fork_again(self, order: Fork, writer: int, until: int) -> None:
+        """The go-between: fork the worker, which tells its pid, and leave when it is let go. Never returns."""
         status = 1
         try:
             me = os.pidfd_open(os.getpid())  # by it the worker sees that this process has gone
-            pid = os.fork()
-            if pid == 0:
-                os.close(writer)
-                self._orders.close()
-                place = process.Place(order, self._workers, self._supervisor, self._supervisor_fd, go_between_fd=me)
-                status = process.run(place, self._models)
+            try:
+                is_worker = os.fork() == 0
+            except OSError as error:
+                os.write(writer, str(error).encode())
             else:
-                os.write(writer, str(pid).encode())
-                status = 0
-        except OSError as error:
-            os.write(writer, str(error).encode())
+                status = self._be_worker(order, me, writer, until) if is_worker else self._stay(writer, until)
         except BaseException:
             log.exception("worker %d ended", order.index)
         finally:
             logging.shutdown()
             os._exit(status)  # whatever happens, two processes never return into one loop
+
+    def _stay(self, writer: int, until: int) -> int:
+        os.close(writer)
+        os.read(until, 1)  # nothing comes but the end
+        return 0
+
+    def _be_worker(self, order: Fork, go_between: int, writer: int, until: int) -> int:
+        os.close(until)
+        self._orders.close()
+        # A session of its own, before it is given its place: the kernel's autogroup is per session, and the supervisor
+        # and the owner are not to be niced.
+        os.setsid()
+        os.write(writer, str(os.getpid()).encode())
+        os.close(writer)
+        place = process.Place(order, self._workers, self._supervisor, self._supervisor_fd, go_between)
+        return process.run(place, self._models)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def ends(task_id: str) -> Callable[[object], bool]:
 
 
 def test_a_task_is_followed_from_a_snapshot_to_its_end(bare: Daemon) -> None:
-    bare.finished(bare.submit("ping", "none"))  # so a task worker is there
+    bare.until(lambda report: report["workers"] if len(report["workers"]) == 3 else None)
     told = bare.client.events(START_S)
     first = next(told)
     assert isinstance(first, messages.Snapshot)

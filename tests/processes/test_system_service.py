@@ -40,6 +40,13 @@ class Systemd:
         """Return the next datagram."""
         return dict(line.split("=", 1) for line in self.inbox.recv(4096).decode().splitlines())
 
+    def forget(self) -> None:
+        self.inbox.setblocking(False)
+        with suppress(BlockingIOError):
+            while self.inbox.recv(4096):
+                pass
+        self.inbox.settimeout(WAIT_S)
+
     def until(self, name: str) -> dict[str, str]:
         """Return the next datagram that has `name`."""
         while name not in (found := self.heard()):
@@ -68,6 +75,7 @@ def configure(daemon: Daemon, more: str = "", **limits: float) -> None:
 
 def hang_up(daemon: Daemon, systemd: Systemd) -> dict[str, str]:
     """Have the daemon reload by SIGHUP; return what it says when it is done."""
+    systemd.forget()  # what it said of reloads that were asked for otherwise
     os.kill(daemon.pid, signal.SIGHUP)
     assert int(systemd.until("RELOADING")["MONOTONIC_USEC"]) > 0
     return systemd.until("READY")

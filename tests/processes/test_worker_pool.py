@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -138,6 +139,8 @@ def test_workers_are_moved_when_the_usable_cpus_change(make_daemon: MakeDaemon) 
 def test_a_place_whose_workers_keep_dying_is_reported_and_the_service_goes_on(make_daemon: MakeDaemon) -> None:
     daemon = make_daemon({**NO_MODEL, "MORGAN_SERVICE_WORKERS": "2"}).start()
     before = pids(daemon)
+    # one that is ready has not attached to the board yet: it says so first
+    daemon.until(lambda _: all("/board" in Path(f"/proc/{pid}/maps").read_text() for pid in before.values()) or None)
     with (daemon.runtime / "board").open("r+b") as board:
         board.write(bytes(8))  # no worker can attach to it any more: each dies at its start
         board.flush()

@@ -59,6 +59,26 @@ def test_the_status_names_every_process_and_the_daemon_is_their_parent(bare: Dae
     assert (report["lane"], report["service_running"], report["problems"]) == ("daemon", True, [])
 
 
+def test_forked_processes_show_what_they_are_and_not_the_command_line_of_the_daemon(bare: Daemon) -> None:
+    whole(bare)
+    assert "serve" in psutil.Process(bare.pid).cmdline()
+    for child in bare.children():
+        assert " ".join(child.cmdline()) == "morgan-background (forked)"
+        assert child.environ()["MORGAN_STATE_DIR"] == bare.env["MORGAN_STATE_DIR"]  # its own, not one of them garbled
+    assert {child.name() for child in bare.children()} == {
+        *("morgan-zygote", "morgan-owner-0", "morgan-tasks-1", "morgan-tasks-2")
+    }
+
+
+def test_forked_processes_hold_none_of_the_daemons_files_but_where_they_log_to(bare: Daemon) -> None:
+    whole(bare)
+    locks = {str(bare.state / "lock"), str(bare.runtime / "lock")}
+    assert locks <= {file.path for file in psutil.Process(bare.pid).open_files()}
+    for child in bare.children():  # a lock that is held by one of them would outlive the daemon
+        held = {file.path for file in child.open_files()}
+        assert held & (locks | {str(path) for path in bare.state.glob("journal*")}) == set()
+
+
 def test_the_supervisor_never_loads_a_model_or_an_engine(daemon: Daemon, docs: str) -> None:
     daemon.run("rerank", docs, queries=["zinc"])
     supervisor = maps_of(daemon.pid)

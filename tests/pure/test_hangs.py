@@ -118,3 +118,22 @@ def test_the_reason_is_told_in_words() -> None:
     assert why_killed(Watch(sight, leaving_s=5.0), LIMITS) == (
         "its step made no progress for 60 s, and it did not leave in 5 s"
     )
+
+
+@settings(deadline=None)
+@given(st.floats(0.0, 5.0), st.lists(ELAPSED_S, min_size=1, max_size=20))
+def test_silence_counts_from_the_beat_itself_and_not_from_the_look_that_found_it(
+    age_s: float, elapsed: list[float]
+) -> None:
+    watch, _ = step(None, Sight(0, 0), 0.0, LIMITS)
+    watch, _ = step(watch, Sight(1, 0, age_s=age_s), 5.0, LIMITS)
+    for n, s in enumerate(elapsed, start=1):
+        watch, verdict = step(watch, Sight(1, 0, age_s=age_s + sum(elapsed[:n])), s, LIMITS)
+        assert (verdict is Verdict.KILL) == (watch.silent_s >= SILENT_S)
+        assert abs(watch.silent_s - (age_s + sum(elapsed[:n]))) < 1e-9
+
+
+def test_the_age_of_a_beat_before_a_suspend_is_not_held_against_the_worker() -> None:
+    watch, _ = step(None, Sight(0, 0), 0.0, LIMITS)
+    watch, verdict = step(watch, Sight(1, 0, age_s=3600.0), 5.0, LIMITS)
+    assert (watch.silent_s, verdict) == (5.0, Verdict.FINE)

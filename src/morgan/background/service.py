@@ -115,7 +115,10 @@ class BackgroundProcessingService:
     # --- what it says -------------------------------------------------------------------------------------------------
 
     def get_service_status(self) -> dict[str, Any]:
-        """Return service_running, last_check (naive local time), resources, execution, cache, scheduled_tasks, lane, ..."""
+        """Return service_running, last_check (naive local time), resources, execution, cache, scheduled_tasks, lane, ...
+
+        After `stop` of a service that this object had started: as it was then, with `service_running` False.
+        """
         report = expect(messages.Report, self._lane.request(messages.Status())).report
         report["service_running"] = self._is_running
         report["last_check"] = datetime.fromtimestamp(report["last_check"])

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import subprocess
 import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from .ipc import launch, messages
-from .ipc.client import Client
-from .ipc.errors import ServiceUnavailable
+from .ipc.client import Client, expect
+from .ipc.errors import MorganError, ServiceUnavailable
 from .ipc.reader import ResultReader
 from .ipc.settings import StoreSettings
 from .lane import DaemonLane
 from .supervisor.config import Config, as_environment
 
 START_S = 30.0  # the supervisor answers in well under a second; this is for a machine under load
+KEPT_ROWS = 100  # of each list of recent activity, for who asks after a stop
 KEY_VARIABLE = "MORGAN_SPAWNED_STORE_API_KEY"
 
 
@@ -26,7 +29,7 @@ class SpawnedLane(DaemonLane):
     """Starts a supervisor at the first request, unless one serves the state directory already.
 
     It ends with `stop` or `close`, and at the latest when the application's interpreter does. Its log goes to
-    `service.log` in the state directory.
+    `service.log` in the state directory. To ask how it is after a `stop` starts none: the answer is as of the stop.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class SpawnedLane(DaemonLane):
         self._process: subprocess.Popen[bytes] | None = None
         self._end: Callable[[], object] = lambda: None
         self._is_ready = False
+        self._kept: dict[type[messages.Request], dict[str, Any]] = {}  # what it last said of itself, once it is stopped
 
     @staticmethod
     def _overrides(
@@ -65,6 +69,8 @@ class SpawnedLane(DaemonLane):
         return found
 
     def request(self, message: messages.Request, timeout_s: float | None = None) -> messages.Reply:
+        if (kept := self._kept_of(message)) is not None and not self._client.is_running():
+            return messages.Report(report=kept)
         self._ensure()
         return super().request(message, timeout_s)
 
@@ -81,7 +87,7 @@ class SpawnedLane(DaemonLane):
             return
         if not self._client.is_running():
             self._spawn()
-        self._is_ready = True
+        self._is_ready, self._kept = True, {}
 
     def _spawn(self) -> None:
         state_dir = Path(self._config.state_dir())
@@ -108,8 +114,26 @@ class SpawnedLane(DaemonLane):
 
     def stop(self) -> None:
         """End the supervisor this lane started: it drains and leaves. One that was there before stays."""
+        if self._is_ready:
+            self._keep()
         self._process, self._is_ready = None, False
         self._end()
+
+    def _keep(self) -> None:
+        """Remember what the supervisor says of itself now. Of one that does not answer nothing is known."""
+        with contextlib.suppress(MorganError):
+            asked = (messages.Status(), messages.Activity(limit=KEPT_ROWS))
+            status, activity = (expect(messages.Report, super(SpawnedLane, self).request(one)).report for one in asked)
+            gone = {"service_running": False, "running": [], "workers": [], "fork_server": None}
+            self._kept = {messages.Status: status | gone, messages.Activity: activity}
+
+    def _kept_of(self, message: messages.Request) -> dict[str, Any] | None:
+        """Return the answer that was remembered, the caller's own; None where there is none."""
+        if (kept := self._kept.get(type(message))) is None:
+            return None
+        if isinstance(message, messages.Activity):
+            return {name: copy.deepcopy(rows[: message.limit]) for name, rows in kept.items()}
+        return copy.deepcopy(kept)
 
     def close(self) -> None:
         self.stop()

@@ -55,7 +55,7 @@ def build() -> argparse.ArgumentParser:
         one.set_defaults(target=target)
         return one
 
-    add("serve", "run the service until SIGTERM", "service:serve")
+    add("serve", "run the service until SIGTERM", "serve:serve")
     add("stop", "drain and end the service", "service:stop")
     add("status", "show what runs, what waits and why, budget, cache, problems", "service:status")
     why = add("why", "say why tasks wait, when they are expected to run, and what schedules do", "service:why")
@@ -165,9 +165,17 @@ def _collections(parser: argparse.ArgumentParser) -> None:
     search.add_argument("--rerank", action="store_true")
 
 
+def _serve_alone(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse what follows `serve` as `build` would, without all other commands: 8 ms of a restart."""
+    parser = _Parser(prog="morgan-background serve", description="Run the service until SIGTERM.")
+    parser.set_defaults(command="serve", target="serve:serve")
+    return parser.parse_args(argv)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
-    args = build().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = _serve_alone(argv[1:]) if argv[:1] == ["serve"] else build().parse_args(argv)
     for name, value in (("config", None), ("state_dir", None), ("runtime_dir", None), ("json", False)):
         if not hasattr(args, name):
             setattr(args, name, value)

@@ -1,9 +1,8 @@
-"""Owns `serve`, `stop`, `status`, `why`, `reload` and `config`."""
+"""Owns `stop`, `status`, `why`, `reload` and `config`."""
 
 from __future__ import annotations
 
 import argparse
-import logging
 
 import msgspec
 
@@ -12,16 +11,6 @@ from ..ipc.client import expect
 from ..supervisor.config import default_toml
 from . import render
 from .session import client_of, config_of, print_json
-
-
-def serve(args: argparse.Namespace) -> int:
-    config = config_of(args)
-    logging.basicConfig(
-        level=config.service.log_level.upper(), format="%(asctime)s supervisor %(levelname)s %(message)s"
-    )
-    from ..supervisor.__main__ import serve as serve_until_told
-
-    return serve_until_told(config, lambda: config_of(args))
 
 
 def stop(args: argparse.Namespace) -> int:

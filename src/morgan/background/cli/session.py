@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ..ipc.client import Client
 from ..supervisor.config import Config, load
+
+if TYPE_CHECKING:
+    from ..ipc.client import Client  # late: `serve` needs none, and is to be there soon
 
 
 def config_of(args: argparse.Namespace) -> Config:
@@ -27,6 +29,8 @@ def config_of(args: argparse.Namespace) -> Config:
 
 
 def client_of(args: argparse.Namespace) -> Client:
+    from ..ipc.client import Client
+
     config = config_of(args)
     return Client(runtime_dir=config.runtime_dir(), state_dir=config.state_dir())
 
