@@ -13,6 +13,7 @@ import msgspec
 from .events import AnyEvent, WorkerJoined
 from .records import (
     ComputedResult,
+    DecisionRow,
     ExecutionRecord,
     Order,
     QueryRecord,
@@ -212,6 +213,16 @@ class Resources(Message, tag="resources", frozen=True):
     """Ask for the governor's last readings and decision: Report."""
 
 
+class ListDecisions(Message, tag="list_decisions", frozen=True):
+    """Ask what the governor decided, oldest first: DecisionList. `since`: rows that began after it (Unix seconds).
+
+    Kept for 25 hours. For the next page ask again with the `started_at` of the last row.
+    """
+
+    since: float = 0.0
+    limit: int = 1000
+
+
 class Reload(Message, tag="reload", frozen=True):
     """Read the configuration again, as at SIGHUP: Reloaded. Failure where it is wrong: the old one stays in force."""
 
@@ -258,6 +269,7 @@ Request = (
     | ExecutionStats
     | ListExecutions
     | Resources
+    | ListDecisions
     | GetSnapshot
     | NextEvents
     | Reload
@@ -325,6 +337,17 @@ class ExecutionList(Message, tag="executions", frozen=True):
     executions: tuple[ExecutionRecord, ...]
 
 
+class DecisionList(Message, tag="decisions", frozen=True):
+    """`zone` and the hours of its clock that were in force when it was asked; the last row may still grow."""
+
+    decisions: tuple[DecisionRow, ...]
+    zone: str
+    active_start_h: int
+    active_end_h: int
+    quiet_start_h: int
+    quiet_end_h: int
+
+
 class Reloaded(Message, tag="reloaded", frozen=True):
     """Keys of the configuration, `section.key`, that differ from what was in force."""
 
@@ -374,6 +397,7 @@ Reply = (
     | Tracked
     | QueryList
     | ExecutionList
+    | DecisionList
     | Snapshot
     | EventList
     | Reloaded

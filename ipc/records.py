@@ -128,6 +128,34 @@ class ExecutionRecord(Record, frozen=True):
     after_score: float | None = None
 
 
+class Spread(Record, frozen=True):
+    """A figure over some time: its mean, each moment counted as long as it lasted, and the highest value seen."""
+
+    mean: float
+    peak: float
+
+
+class DecisionRow(Record, frozen=True):
+    """What the governor decided and read in `seconds`, about a minute or up to a change. Shares are of the machine, 0..1.
+
+    `is_admitting` (a task may begin) and `reason` are of its beginning. A reading that failed counts as a busy machine.
+    """
+
+    started_at: float
+    seconds: float  # by a clock that nobody sets
+    is_admitting: bool
+    reason: str  # in words
+    is_change: bool  # it began because tasks were admitted from then on, or no more
+    changes: int  # of admission in it, with the one that began it; more than one only while they come too fast for rows
+    admitted: float  # share of the time in which a task might begin
+    budget: Spread  # for background work
+    limit: Spread  # of the hour: for everything together
+    own: Spread  # CPU of the workers
+    others: Spread  # CPU of everybody else
+    memory: Spread  # used, by everybody
+    query_rate: Spread  # searches a second
+
+
 class QueryRecord(Record, frozen=True):
     """What is known of one query of one collection. `popularity` is the decayed count, `access_count` the raw one."""
 

@@ -34,6 +34,7 @@ class Budget:
     readings: governor.Readings
     decision: governor.Decision
     is_active_hours: bool
+    limit_permille: int  # of the machine, at this hour
 
     def __init__(
         self,
@@ -56,6 +57,7 @@ class Budget:
         hour = self._local_hour(zone, now)
         self._governor, self.decision = governor.step(self._governor, self.readings, limits, hour)
         self.is_active_hours = governor.is_active_hours(limits, hour)
+        self.limit_permille = governor.cpu_limit_permille(limits, hour)
         for worker in self._workers.values():
             if worker.task_id is not None:
                 self._add_grant(worker, now)

@@ -48,6 +48,7 @@ from ..ipc.settings import WorkerSettings
 from . import governor, waiting
 from .budget import NOTHING, Budget, Spent
 from .clock import Moved
+from .decisions import DecisionLog
 from .feed import Feed, Seen
 from .freshness import Freshness
 from .journal import Journal
@@ -118,6 +119,7 @@ class Core:
         self._actions: list[Action] = []
         self._searches = 0
         self._salt = int(started_at * 1e6)
+        self.decisions = DecisionLog()
         self._freshness = Freshness(keeper, popularity, settings.collections)
         self._snapshot, self._next_snapshot_at = snapshot, started_at + SNAPSHOT_PERIOD_S
         self._next_sample_at = self._next_save_at = 0.0
@@ -266,6 +268,8 @@ class Core:
         self.collect_counts(now)
         searches, self._searches = self._searches, 0
         self.budget.sample(now, searches, self.settings.limits, self.settings.zone)
+        limit = self.budget.limit_permille
+        self.decisions.add(now, self.budget.readings, self.budget.decision, limit)
         is_busy = self.budget.is_busy
         idle_s = WATCHED_PERIOD_S if self.feed.is_listened_to(now) else IDLE_PERIOD_S
         period_s = BUSY_PERIOD_S if is_busy else WAITING_PERIOD_S if self.queue.has_pending else idle_s
@@ -442,6 +446,7 @@ class Core:
     def save(self, now: float, *, is_last: bool = False) -> None:
         self.journal.save_queries(self.popularity.records(now))
         self.journal.save_demand(self.keeper.admission.weights)
+        self.journal.add_decisions(self.decisions.take(is_last=is_last))
         self.journal.prune(now)
         self._next_save_at = now + SAVE_PERIOD_S
         if is_last or now >= self._next_snapshot_at:

@@ -20,11 +20,12 @@ from typing import Any, TypeVar
 import msgspec
 
 from ..ipc.errors import ConfigError
-from ..ipc.records import ExecutionRecord, QueryRecord, ScheduleRecord, TaskRecord, TaskStatus, TaskType
+from ..ipc.records import DecisionRow, ExecutionRecord, QueryRecord, ScheduleRecord, TaskRecord, TaskStatus, TaskType
+from .decisions import KEPT_DECISIONS, KEPT_DECISIONS_S
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 KEPT_EXECUTIONS = 10_000
 KEPT_TASKS_S = 30 * 86400.0  # ended tasks; their executions are kept by number
 KEPT_PINGS_S = 3600.0  # ended pings: nobody asks for one later
@@ -37,6 +38,10 @@ KEPT_INSTANTS_S = 30 * 86400.0  # longer than any catch-up looks back
 # SQLITE_ERROR: our own statements fail on a file only where its header or its schema was overwritten
 DAMAGE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR)
 
+DEMAND = "create table demand (place integer primary key, weight real not null);"
+DECISION = (
+    "create table decision (n integer primary key autoincrement, started_at real not null, record blob not null);"
+)
 TASK = """
 create table task (
   id text primary key, status text not null, created_at real not null, record blob not null) without rowid;
@@ -60,7 +65,8 @@ create table judgment (
 create index judgment_by_collection on judgment (collection);
 create table paused (collection text);
 create table void_result (hash text primary key);
-create table demand (place integer primary key, weight real not null);
+{DEMAND}
+{DECISION}
 """
 
 PUT_TASK = (
@@ -124,12 +130,11 @@ class Journal:
             if version == 1:
                 _add_columns(db)
             if version in (1, 2):
-                db.executescript(
-                    "begin; create table demand (place integer primary key, weight real not null);"
-                    " pragma user_version = 3; commit;"
-                )
+                db.executescript(f"begin; {DEMAND} pragma user_version = 3; commit;")
             if version in (1, 2, 3):
                 _make_tasks_compact(db)
+            if version in (1, 2, 3, 4):
+                db.executescript(f"begin; {DECISION} pragma user_version = 5; commit;")
             db.execute(f"pragma wal_autocheckpoint = {2 * LOG_PAGES}")  # should `tidy` not be called
             # not quick_check: it passes an index that disagrees with its table, which fails at the first read
             (verdict,) = db.execute("pragma integrity_check(1)").fetchone()
@@ -328,6 +333,16 @@ class Journal:
         """Return the weights of `save_demand`; empty where nothing was learned yet."""
         return tuple(weight for (weight,) in self._db.execute("select weight from demand order by place"))
 
+    def add_decisions(self, rows: Iterable[DecisionRow]) -> None:
+        """Add to the log of the governor's decisions; `prune` bounds it."""
+        for row in rows:
+            self._write("insert into decision (started_at, record) values (?, ?)", (row.started_at, _encode(row)))
+
+    def decisions(self, since: float, until: float, limit: int) -> list[DecisionRow]:
+        """Return the rows that began after `since` and not after `until`, oldest first."""
+        sql = "select record from decision where started_at > ? and started_at <= ? order by started_at, n limit ?"
+        return list(self._rows(DecisionRow, sql, since, until, limit))
+
     def add_judgment(
         self, key: str, query: str, collection: str, document_id: str, relevance: float, now: float
     ) -> None:
@@ -360,7 +375,7 @@ class Journal:
     # --- upkeep -------------------------------------------------------------------------------------------------------
 
     def prune(self, now: float) -> None:
-        """Forget ended tasks and fired instants that nobody can ask for any more."""
+        """Forget ended tasks, fired instants and decisions that nobody can ask for any more."""
         self._flush()
         self._write(
             "delete from task where created_at < ? and status not in ('pending', 'running')", (now - KEPT_TASKS_S,)
@@ -371,6 +386,9 @@ class Journal:
             (now - KEPT_PINGS_S,),
         )
         self._write("delete from fired where instant_at < ?", (now - KEPT_INSTANTS_S,))
+        # by number as well: of a clock that was far ahead, or set to and fro, no row would ever be old
+        self._write("delete from decision where started_at < ?", (now - KEPT_DECISIONS_S,))
+        self._write("delete from decision where n <= (select max(n) from decision) - ?", (KEPT_DECISIONS,))
 
     def _rows(self, kind: type[T], sql: str, *values: Any) -> Iterator[T]:
         for (blob,) in self._db.execute(sql, values):
@@ -424,7 +442,7 @@ def _make_tasks_compact(db: sqlite3.Connection) -> None:
         {TASK}
         insert into task select id, status, created_at, record from old_task;
         drop table old_task;
-        pragma user_version = {SCHEMA_VERSION};
+        pragma user_version = 4;
         commit;
     """)
 

@@ -149,6 +149,8 @@ class Requests:
                     status=_status(request.status),
                 )
                 return m.ExecutionList(rid=rid, executions=tuple(rows_run))
+            case m.ListDecisions():
+                return self._decisions(request, now)
             case m.Reload():
                 # the inline lane's configuration is what its application gave: there is nothing to read again
                 changes = self._reload(now) if self._reload is not None else Changes((), ())
@@ -264,6 +266,22 @@ class Requests:
             key, request.query, request.collection, request.document_id, request.relevance, now
         )
         return m.Done(rid=request.rid)
+
+    def _decisions(self, request: m.ListDecisions, now: float) -> m.Reply:
+        core, since, limit = self._core, check_number("since", request.since), _bounded(request.limit)
+        core.sample_if_stale(now)
+        written = core.journal.decisions(since, now, limit)
+        rows = [*written, *(row for row in core.decisions.rows() if since < row.started_at <= now)]
+        limits = core.settings.limits
+        return m.DecisionList(
+            rid=request.rid,
+            decisions=tuple(sorted(rows, key=lambda row: row.started_at)[:limit]),
+            zone=core.settings.zone.key,
+            active_start_h=limits.active_start_h,
+            active_end_h=limits.active_end_h,
+            quiet_start_h=limits.quiet_start_h,
+            quiet_end_h=limits.quiet_end_h,
+        )
 
     def _snapshot(self, rid: int, now: float) -> m.Reply:
         core = self._core

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import pytest
 
 from morgan.background.ipc.errors import ConfigError
 from morgan.background.ipc.records import (
+    DecisionRow,
     ExecutionRecord,
     QueryRecord,
     ScheduleRecord,
+    Spread,
     TaskFrequency,
     TaskProgress,
     TaskRecord,
@@ -25,7 +28,7 @@ from morgan.background.supervisor.journal import Journal
 
 DAY_S = 86400.0
 
-DEMAND = "create table demand (place integer primary key, weight real not null);"
+DEMAND, DECISION = journal_module.DEMAND, journal_module.DECISION
 
 
 def task(number: int, status: TaskStatus = TaskStatus.PENDING) -> TaskRecord:
@@ -158,8 +161,9 @@ def test_executions_are_found_by_what_they_were() -> None:
 def test_a_file_of_version_1_keeps_its_history_and_it_is_found_by_what_it_was(tmp_path: Path) -> None:
     db = sqlite3.connect(tmp_path / "j")
     columns = "task_type text not null default '', collection text not null default '', status text not null default ''"
-    old = journal_module.SCHEMA.replace(f",\n  {columns}", "").replace(f"{DEMAND}\n", "")
+    old = journal_module.SCHEMA.replace(f",\n  {columns}", "").replace(f"{DEMAND}\n", "").replace(f"{DECISION}\n", "")
     assert columns not in old
+    assert DECISION not in old
     assert DEMAND not in old
     db.executescript(f"begin; {old} pragma user_version = 1; commit;")
     for number in range(3):
@@ -173,8 +177,75 @@ def test_a_file_of_version_1_keeps_its_history_and_it_is_found_by_what_it_was(tm
         assert [one.task_id for one in journal.executions(99)] == ["t2", "t1", "t0"]
         assert journal.demand() in ((), (0.5, -1.0))
         journal.save_demand([0.5, -1.0])
+        assert journal.decisions(0.0, 9.0, 9) in ([], [decision(5.0)])
+        journal.add_decisions([decision(5.0)][len(journal.decisions(0.0, 9.0, 9)) :])
         journal.commit()
         journal.close()
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_a_file_of_before_there_were_decisions_keeps_what_it_has_and_takes_them(tmp_path: Path, version: int) -> None:
+    db = sqlite3.connect(tmp_path / "j")
+    old = journal_module.SCHEMA.replace(f"{DECISION}\n", "")
+    if version < 3:
+        old = old.replace(f"{DEMAND}\n", "")
+    db.executescript(f"begin; {old} pragma user_version = {version}; commit;")
+    db.execute("insert into schedule values ('s1', x'c1')")  # damaged: it is left out, and said so
+    db.execute("insert into paused values ('docs')")
+    db.commit()
+    db.close()
+    journal = Journal(tmp_path / "j")
+    assert journal.paused() == ["docs"]
+    journal.add_decisions([decision(5.0)])
+    journal.save_demand([0.5])
+    journal.close()
+    journal = Journal(tmp_path / "j")
+    assert (journal.decisions(0.0, 9.0, 9), journal.demand()) == ([decision(5.0)], (0.5,))
+    journal.close()
+
+
+def decision(started_at: float) -> DecisionRow:
+    some = Spread(mean=0.125, peak=0.5)
+    return DecisionRow(
+        started_at=started_at,
+        seconds=60.0,
+        is_admitting=True,
+        reason="größe: 30 %",
+        is_change=True,
+        changes=2,
+        admitted=0.75,
+        budget=some,
+        limit=Spread(mean=0.3, peak=0.3),
+        own=some,
+        others=some,
+        memory=some,
+        query_rate=Spread(mean=1.5, peak=20.0),
+    )
+
+
+def test_decisions_are_read_back_oldest_first_and_by_pages(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j")
+    journal.add_decisions(decision(at) for at in (60.0, 120.0, 30.0))  # the clock was set back
+    journal.commit()
+    journal.add_decisions([decision(200.0)])
+    journal.close()
+    journal = Journal(tmp_path / "j")
+    assert journal.decisions(0.0, 500.0, 9) == [decision(at) for at in (30.0, 60.0, 120.0, 200.0)]
+    assert [row.started_at for row in journal.decisions(30.0, 500.0, 2)] == [60.0, 120.0]
+    assert [row.started_at for row in journal.decisions(0.0, 60.0, 9)] == [30.0, 60.0]
+    journal.close()
+
+
+def test_decisions_are_kept_for_25_hours_and_by_number_whatever_the_clock_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    journal, now = Journal(None), 10 * DAY_S
+    journal.add_decisions(decision(now - hours * 3600) for hours in (26, 24.9, 1))
+    journal.prune(now)
+    assert [now - row.started_at for row in journal.decisions(0.0, now, 9)] == [24.9 * 3600, 3600]
+    monkeypatch.setattr(journal_module, "KEPT_DECISIONS", 3)
+    journal.add_decisions(decision(100 * DAY_S + number) for number in range(5))  # of a clock that was far ahead
+    journal.prune(now)
+    assert [row.started_at - 100 * DAY_S for row in journal.decisions(0.0, math.inf, 9)] == [2, 3, 4]
+    journal.close()
 
 
 def test_what_was_learned_of_demand_is_there_at_the_next_start_and_replaced_as_a_whole(tmp_path: Path) -> None:
@@ -198,7 +269,7 @@ create index task_by_status on task (status);
 @pytest.mark.parametrize("version", [1, 2, 3])
 def test_a_file_of_an_older_version_keeps_its_tasks(tmp_path: Path, version: int) -> None:
     db = sqlite3.connect(tmp_path / "j")
-    schema = journal_module.SCHEMA.replace(journal_module.TASK, OLD_TASKS)
+    schema = journal_module.SCHEMA.replace(journal_module.TASK, OLD_TASKS).replace(DECISION, "")
     db.executescript((schema if version == 3 else schema.replace(DEMAND, "")) + f"pragma user_version = {version};")
     held = [task(1, TaskStatus.COMPLETED), task(2), task(3, TaskStatus.RUNNING)]
     for one in held:  # as maps

@@ -114,6 +114,26 @@ def test_the_cache_shows_what_it_holds_and_lets_it_go(daemon: Daemon, docs: str)
     assert "not in the cache" in daemon.cli("cache", "get", text, docs, code=1)
 
 
+def test_what_the_governor_decided_is_listed_and_drawn(bare: Daemon, tmp_path: Path) -> None:
+    bare.until(lambda report: True if parsed(bare, "governor")["decisions"] else None)  # a second has passed
+    found = parsed(bare, "governor", "--hours", "0.5")
+    assert {"zone", "active_start_h", "active_end_h", "quiet_start_h", "quiet_end_h"} == found.keys() - {"decisions"}
+    assert found["zone"] == "UTC"
+    newest = found["decisions"][-1]
+    assert newest["limit"] == {"mean": 1.0, "peak": 1.0}
+    assert 0 <= newest["budget"]["mean"] <= newest["budget"]["peak"] <= 1
+    assert found["decisions"][0]["reason"] in bare.cli("governor")
+    picture = tmp_path / "day.png"
+    assert str(picture) in bare.cli("governor", "--plot", str(picture))
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    drawn = parsed(bare, "governor", "--hours", "1", "--plot", str(picture))
+    assert (drawn["plot"], bool(drawn["decisions"])) == (str(picture), True)
+    assert "cannot be written" in bare.cli("governor", "--plot", str(tmp_path / "no" / "a.png"), code=2)
+    assert parsed(bare, "governor", "--hours", "1e300")["decisions"]
+    for hours in ("0", "-1", "nan"):
+        assert "--hours must be a number" in bare.cli("governor", "--hours", hours, code=2)
+
+
 def test_a_failed_task_and_wrong_input_have_their_exit_codes(bare: Daemon) -> None:
     assert "there are: " in bare.cli("run", "reindex", "nowhere", "--force", code=1)
     failed = parsed(bare, "run", "reindex", "nowhere", "--force", code=1)
