@@ -67,8 +67,16 @@ class Ended:
 class Service:
     """A running service and the client to it."""
 
-    def __init__(self, client: Client, log: Path) -> None:
-        self.client, self._log = client, log
+    def __init__(self, client: Client, log: Path, config: Path, settings: Settings) -> None:
+        self.client, self._log, self._config, self._settings = client, log, config, settings
+
+    def reload(self, settings: Settings) -> None:
+        """Put `settings` before those it has, and have it read them. Raises RuntimeError where one needs a restart."""
+        self._settings = merged(self._settings, settings)
+        self._config.write_text(to_toml(self._settings), encoding="utf-8")
+        reply = expect(messages.Reloaded, self.client.request(messages.Reload()))
+        if reply.needs_restart:
+            raise RuntimeError(f"only a restart changes {', '.join(reply.needs_restart)}")
 
     def run(self, task_type: str, collection: str, params: Mapping[str, Any] | None = None) -> Ended:
         """Run one forced task to its end, progress on stderr. Raises RuntimeError unless it completed."""
@@ -123,8 +131,10 @@ class Service:
 
 
 @contextmanager
-def serving(settings: Settings) -> Iterator[Service]:
+def serving(settings: Settings, *, is_own_session: bool = False) -> Iterator[Service]:
     """Run `python -m morgan.background serve` until the end of the block, with `settings` as its configuration file.
+
+    `is_own_session`: as systemd starts it, else in the session of the benchmark.
 
     State goes to a folder on disk, sockets and results to one on tmpfs; both are removed. Raises MissingInput where an
     extra is not installed, RuntimeError with the end of its log where it does not start.
@@ -139,7 +149,8 @@ def serving(settings: Settings) -> Iterator[Service]:
     ):
         folders = {"service": {"state_dir": f"{state}/state", "runtime_dir": f"{runtime}/run"}}
         config, log = Path(state) / "config.toml", Path(state) / "log"
-        config.write_text(to_toml(merged(folders, settings)), encoding="utf-8")
+        settings = merged(folders, settings)
+        config.write_text(to_toml(settings), encoding="utf-8")
         with log.open("wb") as stderr:
             process = subprocess.Popen(
                 [sys.executable, "-m", "morgan.background", "serve", "--config", str(config)],
@@ -147,10 +158,11 @@ def serving(settings: Settings) -> Iterator[Service]:
                 stdout=stderr,
                 stderr=stderr,
                 env={name: value for name, value in os.environ.items() if not name.startswith("MORGAN_")},
+                start_new_session=is_own_session,
             )
         try:
             with Client(f"{runtime}/run", f"{state}/state", call_timeout_s=CALL_S) as client:
-                service = Service(client, log)
+                service = Service(client, log, config, settings)
                 _await_answer(service, process)
                 yield service
         finally:
