@@ -50,6 +50,7 @@ class Plan:
     window_s: float
     ours_s: float  # the window of ours, whose limits are looked at over 10 s
     step_s: float
+    held_s: float  # in which our tasks run with a limit of 0: the supervisor does nothing but govern
     steps: int  # of ours in a round; the others have one
     rounds: int
     max_rounds: int
@@ -76,6 +77,7 @@ class Found:
 
     windows: dict[str, list[Window]] = field(default_factory=dict)
     steps: dict[str, list[list[int]]] = field(default_factory=dict)  # pieces done in each slice
+    governing_percent: list[float] = field(default_factory=list)  # of one CPU: the supervisor while it only governs
     rate_hz: float = 0.0  # searches a second
     units_hz: float = 0.0  # pieces of the load a second, due
     cost_s: float = 0.0  # of a search
@@ -188,6 +190,8 @@ class Stage:
                 for _ in range(plan.steps if mode == OURS else 1):
                     time.sleep(plan.settle_s)
                     self.found.steps.setdefault(mode, []).append(self._step(plan.step_s, seed))
+            if mode == OURS:
+                self.found.governing_percent.append(self._governing_percent(plan))
 
     @contextmanager
     def _background(self, mode: str) -> Iterator[tuple[list[int], list[Work]]]:
@@ -248,6 +252,15 @@ class Stage:
             texts_per_cpu_s=_per_cpu_s(works, first.at_s, last.at_s),
             reason=self.service.client.status()["resources"]["reason"] if works else "",
         )
+
+    def _governing_percent(self, plan: Plan) -> float:
+        """Return the supervisor's CPU time, in percent, while tasks run and get nothing: it reads, decides and waits."""
+        supervisor = self._supervisor()
+        self.service.reload(limits(0.0))
+        time.sleep(plan.settle_s)  # a step that had begun is done
+        used_s, began_s = clock_s(supervisor) or 0.0, time.monotonic()
+        time.sleep(plan.held_s)
+        return 100 * ((clock_s(supervisor) or 0.0) - used_s) / (time.monotonic() - began_s)
 
     def _step(self, seconds: float, seed: int) -> list[int]:
         """Return how many pieces of the load were done in each slice from its start on."""

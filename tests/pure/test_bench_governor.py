@@ -8,13 +8,14 @@ import os
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.cases import governor
-from bench.daemon import to_toml
-from bench.foreground import SLICE_S, corrected, schedule, slices
+from bench.daemon import serving, to_toml
+from bench.foreground import IDLE, SLICE_S, Helper, corrected, schedule, slices
 from bench.governing import (
     CONTROL,
     FREE,
@@ -26,6 +27,7 @@ from bench.governing import (
     SEARCHER_SHARE,
     Found,
     Window,
+    limits,
     searchers,
 )
 from bench.governing import settings as settings_for
@@ -178,6 +180,66 @@ def test_a_rate_that_comes_and_goes_is_no_reaction() -> None:
     assert reaction_s([10, 80, 80, 10, 80, 80, 80, 80], 76, 3, 0.01) == pytest.approx(0.04)
 
 
+# --- the processes ------------------------------------------------------------------------------------------------------
+
+
+def test_naive_background_has_its_class_and_a_session_of_its_own_and_leaves_nothing_behind() -> None:
+    helper = Helper("burn", IDLE, "2")
+    try:
+        pids = helper.hear()["pids"]
+        family = [psutil.Process(pid) for pid in (helper.pid, *pids)]
+        assert [os.sched_getscheduler(pid) for pid in pids] == [os.SCHED_IDLE] * 2
+        assert {os.getsid(one.pid) for one in family} == {helper.pid}
+    finally:
+        helper.close()
+    _, alive = psutil.wait_procs(family, timeout=30)
+    assert not alive
+
+
+def test_a_search_process_answers_with_the_end_of_every_search_that_was_due() -> None:
+    helper = Helper("search")
+    try:
+        assert helper.hear()["cost_s"] > 0
+        helper.tell(start_ns=time.monotonic_ns(), rate_hz=50.0, seconds=0.2, seed=3)
+        due, ended = schedule(50.0, 0.2, 3), helper.hear()
+    finally:
+        helper.close()
+    assert len(ended) == len(due) == 10
+    assert ended == sorted(ended)
+    assert min(corrected(due, ended)) > 0
+
+
+def test_a_load_answers_with_what_it_has_done_in_each_slice() -> None:
+    helper = Helper("load")
+    try:
+        helper.hear()
+        helper.tell(start_ns=time.monotonic_ns() - 10**10, rate_hz=100.0, seconds=0.1, seed=3)  # all of it long due
+        assert helper.hear() == [0] * 10
+        helper.tell(start_ns=time.monotonic_ns() + 10**7, rate_hz=100.0, seconds=0.1, seed=3)
+        assert len(helper.hear()) == 10
+    finally:
+        helper.close()
+
+
+def test_a_helper_that_was_called_wrongly_says_so_instead_of_being_waited_for() -> None:
+    helper = Helper("juggle")
+    try:
+        with pytest.raises(RuntimeError, match="exit status 1"):
+            helper.hear()
+    finally:
+        helper.close()
+
+
+def test_the_service_has_a_session_of_its_own_and_takes_other_limits_while_it_runs() -> None:
+    with serving(settings_for(1), is_own_session=True) as service:
+        supervisor = service.processes()["supervisor"].pid
+        assert os.getsid(supervisor) == supervisor
+        service.reload(limits(0.0))
+        assert not service.client.status()["resources"]["can_run_task"]
+        with pytest.raises(RuntimeError, match=r"restart changes service\.workers"):
+            service.reload({"service": {"workers": 2}})
+
+
 # --- what is made of the rounds -----------------------------------------------------------------------------------------
 
 
@@ -204,7 +266,8 @@ def rounds(**changed: list[Window]) -> Found:
         FREE: [window(own=0.8)] * 3,
     }
     full, slow = [64] * 100, [20] * 5 + [64] * 95
-    return Found(windows=windows | changed, steps={NONE: [full] * 3, OURS: [slow] * 3}, units_hz=1e9)
+    steps = {NONE: [full] * 3, OURS: [slow] * 3}
+    return Found(windows=windows | changed, steps=steps, governing_percent=[0.9, 0.2, 0.1], units_hz=1e9)
 
 
 def goals(found: Found) -> dict[str, Goal]:
