@@ -299,8 +299,10 @@ def test_a_missed_limit_is_held_against_us_unless_others_were_at_work() -> None:
 
 def test_a_service_that_could_do_nothing_has_kept_no_limit() -> None:
     idle = [window(own=0.001, others=0.6)] * 3
-    found = goals(rounds(**{OURS: idle, OURS_LOW: idle}))
+    found = goals(rounds(**{OURS: [window(own=0.5), *idle], OURS_LOW: idle}))
     assert found["cap error"].met is None
+    assert "1 of 7 windows" in found["cap error"].why
+    assert found["throughput per CPU second"].met is None
     assert found["background's share of the capacity that limits and foreground leave over"].met is None
 
 
