@@ -17,7 +17,7 @@ from .config import Config
 from .core import Core, CoreSettings
 from .demand import Demand, weights_or_prior
 from .journal import Journal
-from .monitor import Monitor
+from .monitor import KernelCpus, Monitor, PsutilCpus
 from .popularity import CAPACITY, PER_ENTRY, Popularity
 from .queue import Queue
 from .results import CachePolicy, ResultKeeper
@@ -79,7 +79,7 @@ def make_core(
         Queue(config.queue_policy()),
         popularity,
         keeper,
-        Monitor(),
+        Monitor(cpus=KernelCpus() if settings.lane == "daemon" else PsutilCpus()),
         own_pids=own_pids,
         local_hour=local_hour,
         jitter=random.SystemRandom().random,  # spreads retries; no result depends on it

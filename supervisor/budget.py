@@ -49,10 +49,9 @@ class Budget:
         self._governor = governor.GovernorState()
         self.sampled_at = 0.0
 
-    def sample(self, now: float, searches: int, limits: governor.Limits, zone: ZoneInfo) -> None:
-        """Take readings and decide anew. `searches`: by applications since the last time."""
-        elapsed_s = max(now - self.sampled_at, 1e-3)
-        self.readings = self._monitor.sample(self._own_pids(), searches / elapsed_s)
+    def sample(self, now: float, query_rate_hz: float, limits: governor.Limits, zone: ZoneInfo) -> None:
+        """Take readings and decide anew. `query_rate_hz`: of the searches of applications."""
+        self.readings = self._monitor.sample(self._own_pids(), query_rate_hz)
         self.sampled_at = now
         hour = self._local_hour(zone, now)
         self._governor, self.decision = governor.step(self._governor, self.readings, limits, hour)

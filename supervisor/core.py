@@ -68,6 +68,7 @@ IDLE_PERIOD_S = 5.0  # while nobody asks: with the look at idle workers. A task 
 REFRESH_PRIORITY = -1  # of what nobody asked for
 SAVE_PERIOD_S = 60.0  # query analytics are statistics: losing a minute of them at a crash is accepted
 SNAPSHOT_PERIOD_S = 1800.0  # some MB each time; a reboot costs what was computed in the last half hour
+COUNT_PERIOD_S = 0.5  # between looks at what readers counted: the rate of searches says nothing in less
 FRESH_S = 0.5  # a reading older than this is renewed before it is shown
 PING = TaskType.PING  # looked up once: an enum's member costs 0.1 us a look on Python 3.11
 WINDOW = 256  # tiny tasks a worker holds besides the one it runs
@@ -117,7 +118,7 @@ class Core:
         self.refused_connections = 0  # of users that may not connect
         self._polls = Polls()
         self._actions: list[Action] = []
-        self._searches = 0
+        self._searches, self._rate_hz, self._counted_at = 0, 0.0, 0.0
         self._salt = int(started_at * 1e6)
         self.decisions = DecisionLog()
         self._freshness = Freshness(keeper, popularity, settings.collections)
@@ -259,15 +260,19 @@ class Core:
     def collect_counts(self, now: float) -> None:
         """Take over what the readers counted: read the popularity of queries after this."""
         self._searches += self.keeper.collect_counts(now)
+        elapsed_s = now - self._counted_at
+        if not 0 <= elapsed_s < COUNT_PERIOD_S:  # a rate of less says little
+            self._rate_hz = self._searches / elapsed_s if elapsed_s > 0 else 0.0
+            self._searches, self._counted_at = 0, now
 
     # --- readings and budget ------------------------------------------------------------------------------------------
 
     def sample(self, now: float) -> None:
         """Take readings and decide the budget anew."""
         self.is_stirred = True
-        self.collect_counts(now)
-        searches, self._searches = self._searches, 0
-        self.budget.sample(now, searches, self.settings.limits, self.settings.zone)
+        if not 0 <= now - self._counted_at < COUNT_PERIOD_S:
+            self.collect_counts(now)
+        self.budget.sample(now, self._rate_hz, self.settings.limits, self.settings.zone)
         limit = self.budget.limit_permille
         self.decisions.add(now, self.budget.readings, self.budget.decision, limit)
         is_busy = self.budget.is_busy

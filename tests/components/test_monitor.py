@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +15,7 @@ import psutil
 import pytest
 
 from morgan.background.supervisor.container import Container
-from morgan.background.supervisor.monitor import Monitor, Own, Pressure
+from morgan.background.supervisor.monitor import KernelCpus, Monitor, Own, Pressure, PsutilCpus
 
 BUSY_S = 0.3  # of CPU, that the child uses between two samples: thirty of the kernel's ticks
 
@@ -337,3 +338,34 @@ def test_on_fewer_cpus_than_there_are_only_their_use_counts(busy: Busy) -> None:
         seen.append(printed.split())
     assert [float(one[1]) for one in seen] == [1.0, 1.0]
     assert int(seen[0][0]) > 300  # the CPU it is on, whatever else runs there
+
+
+def test_the_kernels_figures_and_psutils_agree(busy: Busy) -> None:
+    usable = os.sched_getaffinity(0)
+    kernel, by_psutil = KernelCpus(), PsutilCpus()
+    by_psutil.busy(usable, 1.0)
+    began, before = time.monotonic(), cpu_s(busy)
+    kernel.busy(usable, 1.0)
+    wait_until_used(busy, 2 * BUSY_S)
+    elapsed_s = time.monotonic() - began
+    found, other = kernel.busy(usable, elapsed_s), by_psutil.busy(usable, elapsed_s)
+    tick = len(usable) * 0.02 / elapsed_s
+    assert abs(found - other) <= 2 * tick + 0.02 * len(usable)
+    assert found >= (cpu_s(busy) - before) / elapsed_s * 0.8 - tick
+
+
+def test_cpu_time_is_counted_on_the_usable_cpus_and_what_is_idle_or_waits_for_a_disk_is_not(tmp_path: Path) -> None:
+    def stat(ticks: int) -> str:
+        cpus = [f"cpu{n} {ticks} {ticks} {ticks} 99 99 {ticks} {ticks} {ticks} 0 0" for n in (0, 1, 4)]
+        return "\n".join(["cpu  1 2 3 4 5 6 7 8 9 10", *cpus, "intr 5 0 0", "ctxt 7"]) + "\n"
+
+    file = tmp_path / "stat"
+    file.write_text(stat(0))
+    cpus = KernelCpus(file)
+    assert cpus.busy({0, 4}, 1.0) == 0.0
+    file.write_text(stat(10))
+    assert cpus.busy({0, 4}, 2.0) == pytest.approx(min(2 * 6 * 10 / KernelCpus.TICKS_PER_S / 2.0, 2.0))
+    file.write_text(stat(20))
+    assert cpus.busy({1}, 2.0) == 0.0  # others than last time: no difference to take
+    file.write_text(stat(15))
+    assert cpus.busy({1}, 2.0) == 0.0  # went back
