@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import psutil
 import pytest
 
+from morgan.background.cli.governor import decisions
 from morgan.background.ipc import messages
 from morgan.background.ipc.client import expect
 from morgan.background.ipc.paths import RuntimePaths
@@ -140,6 +142,27 @@ def test_pages_follow_each_other_without_a_row_twice_or_left_out(start: Callable
     assert tuple(pages) == whole
     assert [row.started_at - NOON for row in whole] == [60.0 * minute for minute in range(9)]
     assert [row.started_at - NOON for row in asked(core, now, NOON + 300)] == [360, 420, 480]
+
+
+def test_a_damaged_row_in_a_full_page_hides_none_of_those_after_it(
+    start: Callable[[float], Core], clock: Clock
+) -> None:
+    core = start(NOON)
+    now = pass_time(core, clock, NOON, 2)
+    (some,) = asked(core, now)
+    core.journal.add_decisions(msgspec.structs.replace(some, started_at=NOON - 2000 + at) for at in range(1500))
+    core.journal._db.execute("update decision set record = x'c1' where n = 500")
+    requests = Requests(core, "", RuntimePaths(Path("run")), 1)
+
+    class Asker:
+        """A fake of what is used of a Client: no socket."""
+
+        def request(self, request: messages.ListDecisions) -> messages.Reply | None:
+            return requests.handle(msgspec.structs.replace(request, rid=1), b"me", now)
+
+    found = decisions(Asker(), 0.0).decisions  # type: ignore[arg-type]
+    begun = [row.started_at - NOON + 2000 for row in found]
+    assert begun == [*(at for at in range(1500) if at != 499), 2000]
 
 
 def test_after_the_clock_was_set_back_what_lies_ahead_of_it_is_not_shown(
