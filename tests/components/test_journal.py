@@ -183,7 +183,7 @@ def test_a_file_of_version_1_keeps_its_history_and_it_is_found_by_what_it_was(tm
         journal.close()
 
 
-@pytest.mark.parametrize("version", [2, 3])
+@pytest.mark.parametrize("version", [2, 3, 4])
 def test_a_file_of_before_there_were_decisions_keeps_what_it_has_and_takes_them(tmp_path: Path, version: int) -> None:
     db = sqlite3.connect(tmp_path / "j")
     old = journal_module.SCHEMA.replace(f"{DECISION}\n", "")
