@@ -145,8 +145,8 @@ class DecisionRow(Record, frozen=True):
     seconds: float  # by a clock that nobody sets
     is_admitting: bool
     reason: str  # in words
-    is_change: bool  # it began because tasks were admitted from then on, or no more
-    changes: int  # of admission in it, with the one that began it; more than one only while they come too fast for rows
+    is_change: bool  # it began because tasks were admitted from then on or no more, or for another kind of reason
+    changes: int  # of these in it, with the one that began it; more than one only while they come too fast for rows
     admitted: float  # share of the time in which a task might begin
     budget: Spread  # for background work
     limit: Spread  # of the hour: for everything together

@@ -1,7 +1,7 @@
 """Owns the log of the governor's decisions: ten a second, condensed into rows of a minute. Pure: `now` is an argument.
 
     add, at each sample ──▶ the open row ──▶ closed rows ──take, once a minute──▶ journal, the last 25 hours of them
-                                 ▲ a minute is over; whether tasks are admitted has changed; the clock was set
+                                 ▲ a minute is over; admission or the kind of reason has changed; the clock was set
 
 What a reading says was used is of the time before it, what is decided holds until the next: each is weighed so.
 """
@@ -12,12 +12,26 @@ from ..ipc.records import DecisionRow, Spread
 from .governor import Decision, Readings
 
 ROW_S = 60.0
-CHANGE_EVERY_S = 72.0  # 1,250 rows in 25 hours for changes of admission, beside one a minute
+CHANGE_EVERY_S = 72.0  # 1,250 rows in 25 hours for changes, beside one a minute
 CHANGES_AT_ONCE = 30  # a machine that flaps for a while is shown change by change, for good in rows of a minute
 CLOCK_STEP_S = 5.0  # a clock that is slewed is off by less within a row, one that is set by more
 LEAST_S = 0.001  # a row of less is none
 KEPT_DECISIONS_S = 25 * 3600.0  # a day and a bit: the oldest hour of a plot is whole
 KEPT_DECISIONS = 3000  # whatever the clock does; rows of 25 hours are 2,780 at most
+
+
+_FIGURES = str.maketrans("", "", "0123456789")
+
+
+def kind_of(reason: str) -> str:
+    """Return what kind of reason it is: its words up to the colon, less the figures, which differ in every sample."""
+    return reason.partition(":")[0].translate(_FIGURES)
+
+
+def is_other(reason: str, before: str) -> bool:
+    """Say whether a reason is of another kind than the one before it."""
+    # the first comparison is for speed, ten times a second: figures before the colon are rare
+    return reason.partition(":")[0] != before.partition(":")[0] and kind_of(reason) != kind_of(before)
 
 
 class _Sum:
@@ -96,8 +110,9 @@ class DecisionLog:
     def add(self, now: float, readings: Readings, decision: Decision, limit_permille: int) -> None:
         """Take one sample: `readings` are of the time since the last, `decision` and the limit hold from now on.
 
-        A change of admission begins a row of its own, while no more than CHANGES_AT_ONCE and one in CHANGE_EVERY_S do;
-        beyond that it is counted in the row it falls into. `now` (Unix seconds) may go backwards.
+        A change of admission or of the kind of reason begins a row of its own, while no more than CHANGES_AT_ONCE and
+        one in CHANGE_EVERY_S do; beyond that it is counted in the row it falls into. `now` (Unix seconds) may go
+        backwards.
         """
         held, row = self._held, self._row
         if held is None or row is None:
@@ -114,7 +129,7 @@ class DecisionLog:
             if held.is_admitting:
                 row.admitted_s += seconds
             self._changes_left = min(self._changes_left + seconds / CHANGE_EVERY_S, CHANGES_AT_ONCE)
-            is_change = decision.is_admitting is not held.is_admitting
+            is_change = decision.is_admitting is not held.is_admitting or is_other(decision.reason, held.reason)
             is_set = abs(now - self._now - seconds) > CLOCK_STEP_S
             if row.seconds >= ROW_S or ((is_change or is_set) and self._may_begin(row)):
                 self._closed.append(row.row())

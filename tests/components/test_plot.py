@@ -119,7 +119,7 @@ def test_what_was_decided_is_said_in_a_paragraph_for_each_stretch_of_time() -> N
         row(UNTIL),
         row(UNTIL + 60, own=0.05),
         row(UNTIL + 120, 0.0, 0.0, is_change=True, changes=1, reason="memory is 91 % used"),
-        row(UNTIL + 180, 0.0, 0.0, changes=7, admitted=0.5),
+        row(UNTIL + 180, 0.0, 0.0, changes=7, admitted=0.5, reason="memory is 87 % used"),
         row(UNTIL + 7200, 0.0, 0.0),  # the service was away
     ]
     said = [governor.words(stretch, BERLIN).splitlines() for stretch in governor.stretches(rows)]
@@ -130,3 +130,14 @@ def test_what_was_decided_is_said_in_a_paragraph_for_each_stretch_of_time() -> N
     ]
     assert said[0][1:] == ["    budget 20 % of the machine, used 10 % (at most 15 %), others 10 %, memory 50 %"]
     assert said[1][2:] == ["    it changed 7 times: tasks might begin 25 % of the time"]
+
+
+def test_a_stretch_ends_where_there_is_another_reason_also_where_that_change_had_no_row_of_its_own() -> None:
+    battery = "the machine runs on its battery: nothing runs until it is plugged in"
+    reasons = ["memory is 91 % used", "memory is 84 % used", battery, battery]
+    rows = [row(UNTIL + 60 * number, 0.0, 0.0, reason=reason) for number, reason in enumerate(reasons)]
+    said = [governor.words(stretch, BERLIN).splitlines()[0] for stretch in governor.stretches(rows)]
+    assert said == [
+        f"2026-11-25 14:30:00  no tasks for 2 min 00 s: {reasons[0]}",
+        f"2026-11-25 14:32:00  no tasks for 2 min 00 s: {battery}",
+    ]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from morgan.background.ipc.records import DecisionRow
 from morgan.background.supervisor import decisions
 from morgan.background.supervisor.decisions import DecisionLog
-from morgan.background.supervisor.governor import Decision, Memory, Readings
+from morgan.background.supervisor.governor import Decision, GovernorState, Limits, Memory, Readings, step
 
 DAY_S = 86400.0
 
@@ -122,6 +124,47 @@ def test_a_clock_that_is_set_to_and_fro_loses_no_time_and_does_not_flood_the_log
     lasted_s = sum(elapsed_s for elapsed_s, _, _ in given_[1:])
     assert sum(row.seconds for row in rows) == pytest.approx(lasted_s, abs=1e-3 * len(rows))
     assert len(rows) <= lasted_s / decisions.ROW_S + lasted_s / decisions.CHANGE_EVERY_S + decisions.CHANGES_AT_ONCE + 1
+
+
+def test_another_kind_of_reason_begins_a_row_and_other_figures_do_not() -> None:
+    log, state, at_s = DecisionLog(), GovernorState(), 0.0
+    calm = Readings(0.0, 0, 0, 300, 2.0)
+    # (what differs from a calm machine at noon, whether it is another kind of reason than the one before)
+    history: list[tuple[dict[str, Any], bool]] = [
+        ({"others_cpu_permille": 400}, False),
+        ({"others_cpu_permille": 900}, False),
+        ({"memory_used_permille": 820}, True),
+        ({"memory_used_permille": 845}, False),
+        ({"memory_used_permille": 870}, True),  # batches are small now
+        ({"is_on_battery": True}, True),
+        ({"is_plausible": False, "reason": "ValueError: cpu_percent says 103 %"}, True),
+        ({"is_plausible": False, "reason": "ValueError: cpu_percent says 104 %"}, False),
+    ]
+    for changed, _ in history:
+        at_s += 2.0
+        readings = dataclasses.replace(calm, at_s=at_s, **changed)
+        state, decision = step(state, readings, Limits(), 12.0)
+        assert not decision.is_admitting
+        log.add(1e9 + at_s, readings, decision, 300)
+    log.add(1e9 + at_s + 2, dataclasses.replace(readings, at_s=at_s + 2), decision, 300)
+    rows = log.rows()
+    assert [row.started_at - 1e9 for row in rows[1:]] == [
+        2.0 * number for number, (_, is_another) in enumerate(history, 1) if is_another
+    ]
+    assert all(row.is_change and row.changes == 1 for row in rows[1:])
+    assert "small" in rows[2].reason
+    assert "battery" in rows[3].reason
+
+
+@pytest.mark.parametrize("period_s", [0.1, 2.0])
+def test_reasons_that_come_and_go_cannot_flood_the_log(period_s: float) -> None:
+    log, count = DecisionLog(), 50_000
+    for number in range(count):
+        reason = f"{'memory' if number % 2 else 'battery'}: {number} %"
+        log.add(1e9 + number * period_s, read(number * period_s, 1), Decision(0, False, Memory.TIGHT, reason), 300)
+    rows, lasted_s = log.rows(), count * period_s
+    assert len(rows) <= lasted_s / decisions.ROW_S + lasted_s / decisions.CHANGE_EVERY_S + decisions.CHANGES_AT_ONCE + 1
+    assert count - 2 <= sum(row.changes for row in rows) <= count - 1
 
 
 def test_a_row_begins_where_the_clock_is_set_and_has_the_time_of_the_new_clock() -> None:

@@ -15,12 +15,12 @@ from ..ipc import messages
 from ..ipc.checks import check_number
 from ..ipc.client import Client, expect
 from ..ipc.records import DecisionRow
-from ..supervisor.decisions import KEPT_DECISIONS_S
+from ..supervisor.decisions import KEPT_DECISIONS_S, is_other
 from . import render
 from .session import client_of, print_json
 
 LEAST_HOURS = 0.01  # half a minute
-GAP_S = 10.0  # readings are 2 s apart at most: after a longer one the service was away, or the machine slept
+GAP_S = 10.0  # readings are 5 s apart at most: after a longer one the service was away, or the machine slept
 
 
 def governor(args: argparse.Namespace) -> int:
@@ -66,12 +66,17 @@ def stretches(rows: Iterable[DecisionRow]) -> Iterator[list[DecisionRow]]:
     """Yield rows in a row in which nothing changed: each begins with a change, or after a gap."""
     held: list[DecisionRow] = []
     for row in rows:
-        if held and (row.is_change or is_gap(held[-1], row) or row.is_admitting is not held[-1].is_admitting):
+        if held and (row.is_change or is_gap(held[-1], row) or is_other_outcome(held[-1], row)):
             yield held
             held = []
         held.append(row)
     if held:
         yield held
+
+
+def is_other_outcome(before: DecisionRow, after: DecisionRow) -> bool:
+    """Say whether something changed between two rows; the second need not have begun with it: decisions.py."""
+    return before.is_admitting is not after.is_admitting or is_other(after.reason, before.reason)
 
 
 def words(stretch: list[DecisionRow], zone: ZoneInfo) -> str:
