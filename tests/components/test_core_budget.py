@@ -19,6 +19,7 @@ from morgan.background.supervisor.assemble import core_settings, make_core
 from morgan.background.supervisor.config import load
 from morgan.background.supervisor.core import Core
 from morgan.background.supervisor.journal import Journal
+from morgan.background.supervisor.monitor import KernelCpus
 from morgan.background.supervisor.state import Health, SendCommand
 
 CONFIG = load(env={"HOME": "/nonexistent"})
@@ -29,11 +30,11 @@ WORKERS = 4
 
 
 class Machine:
-    """What psutil says of it."""
+    """What is said of it: nobody else uses its CPUs."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.cpu_percent, self.memory_percent = 0.0, 30.0
-        monkeypatch.setattr(psutil, "cpu_percent", lambda interval=None, percpu=False: self.cpu_percent)
+        self.memory_percent = 30.0
+        monkeypatch.setattr(KernelCpus, "busy", lambda _, usable, elapsed_s: 0.0)
         monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(percent=self.memory_percent))
         monkeypatch.setattr(psutil, "sensors_battery", lambda: None)
 

@@ -21,6 +21,7 @@ from morgan.background.supervisor.assemble import core_settings, make_core
 from morgan.background.supervisor.config import load
 from morgan.background.supervisor.core import Core
 from morgan.background.supervisor.journal import Journal
+from morgan.background.supervisor.monitor import KernelCpus
 from morgan.background.supervisor.requests import Requests
 
 CONFIG = load(env={"HOME": "/nonexistent", "MORGAN_SERVICE_TIMEZONE": "Europe/Berlin"})
@@ -28,11 +29,11 @@ NOON = 1_800_000_000.0
 
 
 class Clock:
-    """What psutil and the monotonic clock say: a fake of both, since a day has to pass."""
+    """What kernel, psutil and the monotonic clock say: a fake of them, since a day has to pass."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.at_s, self.cpu_percent = time.monotonic(), 0.0
-        monkeypatch.setattr(psutil, "cpu_percent", lambda interval=None, percpu=False: self.cpu_percent)
+        monkeypatch.setattr(KernelCpus, "busy", lambda _, usable, elapsed_s: len(usable) * self.cpu_percent / 100)
         monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(percent=30.0))
         monkeypatch.setattr(psutil, "sensors_battery", lambda: None)
         monkeypatch.setattr("morgan.background.supervisor.monitor.time", SimpleNamespace(monotonic=lambda: self.at_s))
