@@ -25,12 +25,16 @@ class Info(Message, tag="info", frozen=True):
 
 
 class Create(Message, tag="create", frozen=True):
-    """Create a collection; vector_size 0 means the embedding model's. Answer: CollectionList of one."""
+    """Create a collection; vector_size 0 means the embedding model's. Answer: CollectionList of one.
+
+    `like`: a collection whose other settings (indexes, quantisation, further vectors) it is to have.
+    """
 
     collection: str
     vector_size: int = 0
     distance: str = "cosine"
     vector_name: str = ""
+    like: str = ""
 
 
 class Drop(Message, tag="drop", frozen=True):
@@ -40,6 +44,12 @@ class Drop(Message, tag="drop", frozen=True):
 class SetAlias(Message, tag="set_alias", frozen=True):
     alias: str
     collection: str
+
+
+class DropAlias(Message, tag="drop_alias", frozen=True):
+    """Forget an alias, if there is one. Answer: Changed."""
+
+    alias: str
 
 
 class Scroll(Message, tag="scroll", frozen=True):
@@ -110,6 +120,8 @@ class ReportChange(Message, tag="report_change", frozen=True):
 
 
 class RewriteItem(Record, frozen=True):
+    """`vector` is empty where only the stamp is to be written."""
+
     id: PointId
     vector: bytes
     text_field: str
@@ -124,12 +136,85 @@ class RewriteMany(Message, tag="rewrite", frozen=True):
     rewrites: tuple[RewriteItem, ...]
 
 
+class Transfer(Message, tag="transfer", frozen=True):
+    """Copy points of one collection, as they are now, into another (workers/vectors.py). Answer: Changed."""
+
+    source: str
+    target: str
+    rewrites: tuple[RewriteItem, ...] = ()
+    bare: tuple[PointId, ...] = ()
+    keeps_vectors: bool = False
+
+
+class Watch(Message, tag="watch", frozen=True):
+    """Have the owner remember which points of a collection are written or deleted from now on: Watched.
+
+    A later watch of the same collection ends this one.
+    """
+
+    collection: str
+
+
+class TouchedSince(Message, tag="touched_since", frozen=True):
+    """Ask for the points touched after change `seq`, all of which up to `seq` are forgotten now: TouchedIds."""
+
+    token: int
+    seq: int
+    limit: int = 1000
+
+
+class Hold(Message, tag="hold", frozen=True):
+    """Let writes of the watched collection wait for up to `for_s` seconds; 0 lets them go on. Answer: Changed."""
+
+    token: int
+    for_s: float
+
+
+class Swap(Message, tag="swap", frozen=True):
+    """Serve `new` under the names of `old`, atomically. Answer: Changed; its count is 0 where nothing was done.
+
+    `token`: only if no point of `old` was touched after change `seq`; writes that were held go on in any case.
+    `kept_as`: an alias for `old` from then on. `rename_to`: the name of `old`, where it was addressed by its own.
+    """
+
+    old: str
+    new: str
+    kept_as: str
+    rename_to: str
+    token: int = 0
+    seq: int = 0
+
+
+class MakeAlias(Message, tag="make_alias", frozen=True):
+    """Rename a collection of the embedded store, and let its name be an alias of it. Answer: CollectionList of one."""
+
+    collection: str
+    rename_to: str
+
+
+class RollBack(Message, tag="roll_back", frozen=True):
+    """Serve the version that was kept at the last swap; the one served now is kept. Answer: RolledBack.
+
+    Refused where documents differ since the swap, unless `is_forced`: those written since are in the newer version alone.
+    """
+
+    collection: str
+    is_forced: bool = False
+
+
+class Lend(Message, tag="lend", frozen=True):
+    """Close a collection of the embedded store that nobody uses yet, for the asker to open its folder: Lent."""
+
+    collection: str
+
+
 Call = (
     Collections
     | Info
     | Create
     | Drop
     | SetAlias
+    | DropAlias
     | Scroll
     | Fetch
     | SearchVectors
@@ -139,6 +224,14 @@ Call = (
     | Delete
     | ReportChange
     | RewriteMany
+    | Transfer
+    | Watch
+    | TouchedSince
+    | Hold
+    | Swap
+    | MakeAlias
+    | RollBack
+    | Lend
 )
 
 
@@ -176,4 +269,49 @@ class Changed(Message, tag="changed", frozen=True):
     count: int
 
 
-Answer = CollectionList | Page | HitLists | Computed | Embedded | Changed | Failure
+class Watched(Message, tag="watched", frozen=True):
+    """`seq`: of the last change before the watch."""
+
+    token: int
+    seq: int
+
+
+class TouchedIds(Message, tag="touched_ids", frozen=True):
+    """`seq`: every change up to this one is among them. `is_known` False: the owner was started anew since the watch.
+
+    `is_whole`: any point may have been touched.
+    """
+
+    ids: tuple[PointId, ...] = ()
+    seq: int = 0
+    is_known: bool = True
+    is_whole: bool = False
+
+
+class RolledBack(Message, tag="rolled_back", frozen=True):
+    """`served` is the collection that answers now, `kept` the one that did; `kept_as` its alias."""
+
+    served: str
+    kept: str
+    kept_as: str
+
+
+class Lent(Message, tag="lent", frozen=True):
+    """The folder of a shard: whoever opens it closes it again; the owner opens it when it is asked for next."""
+
+    folder: str
+
+
+Answer = (
+    CollectionList
+    | Page
+    | HitLists
+    | Computed
+    | Embedded
+    | Changed
+    | Watched
+    | TouchedIds
+    | RolledBack
+    | Lent
+    | Failure
+)

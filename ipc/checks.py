@@ -9,6 +9,7 @@ from .records import ComputedResult
 
 MAX_NAME = 255  # characters; Qdrant makes a folder of it
 MAX_VECTOR_SIZE = 65_536  # as Qdrant
+DISTANCES = ("cosine", "dot", "euclid", "manhattan")
 
 
 def check_collection(name: str) -> str:

@@ -147,6 +147,15 @@ class Client:
     def collections(self) -> tuple[CollectionInfo, ...]:
         return expect(calls.CollectionList, self.call(calls.Collections())).collections
 
+    def roll_back(self, collection: str, *, is_forced: bool = False) -> calls.RolledBack:
+        """Serve the version kept at the collection's last swap again; the one served now is kept.
+
+        Raises InvalidArgument where none is kept, and, unless `is_forced`, where documents were written or deleted
+        since the swap: these changes are in the newer version alone.
+        """
+        call = calls.RollBack(collection=collection, is_forced=is_forced)
+        return expect(calls.RolledBack, self.call(call))
+
     def upsert(self, collection: str, points: Iterable[Point | Mapping[str, Any]]) -> int:
         """Insert or replace points, in batches; return how many. Durable on return.
 

@@ -55,6 +55,12 @@ class TextFieldNotFound(MorganError, LookupError):
     code = "text_field"
 
 
+class SwapImpossible(MorganError):
+    """A collection cannot be exchanged for its new version under the same name. The message says what can be done."""
+
+    code = "swap"
+
+
 class ModelUnavailable(MorganError):
     """The embedding or reranking model could not be loaded: install the extra or name a model that is at hand."""
 

@@ -50,6 +50,7 @@ class ModelSettings(Settings, frozen=True):
     device: str = "cpu"
     batch_size: int = 4  # 1.21x the throughput of 32 on 2 cores, and a pause takes effect sooner (research, 6)
     threads: int = 1  # of torch, per worker
+    chunking: str = ""  # the user's own name for how documents were cut up: another one makes every point stale
 
 
 class RerankSettings(Settings, frozen=True):
@@ -61,9 +62,23 @@ class RerankSettings(Settings, frozen=True):
     max_queries: int = 50  # popular queries per task
 
 
+class GateSettings(Settings, frozen=True):
+    """What a rebuilt index may be worse by and still be swapped in. See workers/gate.py."""
+
+    ndcg_tolerance: float = 0.02
+    recall_tolerance: float = 0.01
+    latency_ratio: float = 1.2
+    latency_floor_ms: float = 1.0  # a search that became slower by less than this is not slower
+    queries: int = 200  # at least so many are measured, with texts of documents where searches are too few
+    min_judged: int = 200  # below it an interval is wider than the tolerance, and the mean alone decides
+    require_judgments: bool = False  # another model needs judged queries to be swapped in
+
+
 class WorkerSettings(Settings, frozen=True):
     store: StoreSettings = StoreSettings()
     model: ModelSettings = ModelSettings()
     rerank: RerankSettings = RerankSettings()
+    gate: GateSettings = GateSettings()
     scroll_size: int = 64  # points per step of a re-index: a checkpoint about every few seconds on one core
     grace_s: float = 10.0
+    retention_s: float = 7 * 86400.0  # for so long the version before a swap is kept for a roll-back

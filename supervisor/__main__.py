@@ -19,6 +19,7 @@ from ..ipc.errors import AlreadyRunning
 from ..ipc.paths import RuntimePaths, make_private
 from ..ipc.sockets import check_path
 from .assemble import core_settings, make_core
+from .cgroup import WorkerGroup, own_places
 from .config import Config, load
 from .forkserver import ForkMain
 from .journal import Journal
@@ -65,6 +66,7 @@ def serve(config: Config, load_again: Callable[[], Config] = load, fork_main: Fo
     runtime = RuntimePaths(runtime_dir)
     settings = core_settings(config)
     poller = zmq.Poller()
+    group = WorkerGroup.open(own_places()) if config.service.cgroups else WorkerGroup()
     pool = Pool(
         config.workers(),
         runtime.workers,
@@ -73,9 +75,11 @@ def serve(config: Config, load_again: Callable[[], Config] = load, fork_main: Fo
         log_level=config.service.log_level,
         jitter=random.SystemRandom().random,
         fork_main=fork_main,
+        group=group,
     )
     with ExitStack() as held:
         # first of all: before there is a lock, a journal or a thread that it would have a part of
+        held.callback(group.close)
         held.callback(lambda: pool.close(time.time()))
         pool.start_server(time.time())
         make_private(state_dir)

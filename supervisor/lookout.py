@@ -8,11 +8,12 @@ from collections.abc import Callable
 
 from ..ipc.board import Beat, Board
 from ..ipc.commands import Role
-from . import hangs, procfs
+from . import hangs, placement, procfs, stopping
 from .hangs import Sight, Verdict, Watch
 from .pool import Pool, Process
 from .restarts import Wear
 from .state import Health, Worker
+from .stopping import Debt, Use
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,10 @@ class Lookout:
         self._watches: dict[int, Watch] = {}  # by pid
         self._memory: dict[int, tuple[int, int]] = {}  # by pid: CPU time in ns when it was read, RSS in KiB
         self._looked_at = 0.0
+        self._debts: dict[int, Debt] = {}  # by index
+        self._placed_at = 0.0
+        self._ticks: dict[int, int] = {}  # of each CPU, when workers were placed last
+        self._cpu_ns: dict[int, int] = {}  # of each worker that had a task then
 
     def next_look(self, workers: dict[int, Worker]) -> float:
         """Return when `look` is to be called at the latest (monotonic seconds)."""
@@ -51,6 +56,7 @@ class Lookout:
             return []
         self._looked_at = monotonic
         self._pool.replan()
+        self._place(workers, monotonic)
         limits, wear = self._config()
         worn: list[int] = []
         watches: dict[int, Watch] = {}
@@ -58,6 +64,11 @@ class Lookout:
             beat, worker = self._board.read(process.index), workers.get(process.index)
             last = self._watches.get(process.pid)
             age_s = max(monotonic - beat.at_ns / 1e9, 0.0) if beat.at_ns else now - process.started_at
+            was_stopped = process.is_stopped
+            self._stop_or_not(process, beat, worker, elapsed_s)
+            if was_stopped and last is not None:  # it cannot beat while it is stopped: that is no silence of its own
+                watches[process.pid] = last
+                continue
             sight = self._sight(process, beat, worker, last, age_s)
             watch, verdict = hangs.step(last, sight, min(elapsed_s, MAX_ELAPSED_S), limits)
             watches[process.pid] = watch
@@ -70,6 +81,50 @@ class Lookout:
         self._watches = watches
         self._memory = {pid: held for pid, held in self._memory.items() if pid in watches}
         return worn
+
+    def _stop_or_not(self, process: Process, beat: Beat, worker: Worker | None, elapsed_s: float) -> None:
+        """Stop a worker that uses far more than it is granted, and let one go on that has paid it back."""
+        if process.role is not Role.TASKS or worker is None:
+            return
+        is_all_granted = self._board.duty(process.index) >= 1000  # also to a forced task: it cannot owe anything
+        is_bound = worker.task_id is not None and not process.is_leaving and not is_all_granted
+        task = (process.pid, worker.task_id, worker.attempt) if is_bound else None
+        use = Use(task, beat.cpu_ns / 1e9, worker.granted_s)
+        debt = self._debts[process.index] = stopping.step(self._debts.get(process.index), use, elapsed_s)
+        if debt.stopped_s is None:
+            process.go_on()
+        elif not process.is_stopped:
+            log.warning(
+                "worker %d (pid %d) used %.1f s of CPU more than it was granted, and does not pace itself: stopped for a while",
+                *(process.index, process.pid, debt.owed_s),
+            )
+            process.stop()
+
+    def _place(self, workers: dict[int, Worker], monotonic: float) -> None:
+        """Move a worker that has a task away from a CPU that others use, once in PERIOD_S at most."""
+        elapsed_s = monotonic - self._placed_at
+        at_work = [worker.index for worker in workers.values() if worker.task_id is not None]
+        if elapsed_s < placement.PERIOD_S or not at_work:
+            return
+        self._placed_at = monotonic
+        places = self._pool.places()
+        ticks, self._ticks = self._ticks, procfs.cpu_ticks()
+        cpu_ns, self._cpu_ns = self._cpu_ns, {index: self._board.read(index).cpu_ns for index in at_work}
+        if elapsed_s > 2 * placement.PERIOD_S or not ticks:  # nothing ran for a while: a beginning, and no mean of it
+            return
+        busy = {
+            cpu: min(max(now - ticks.get(cpu, now), 0) / procfs.TICKS_PER_S / elapsed_s, 1.0)
+            for cpu, now in self._ticks.items()
+            if cpu in self._pool.cpus
+        }
+        own: dict[int, float] = {}
+        for index in at_work:
+            used_s = max(self._cpu_ns[index] - cpu_ns.get(index, self._cpu_ns[index]), 0) / 1e9
+            own[places[index]] = own.get(places[index], 0.0) + used_s / elapsed_s
+        move = placement.moved(places, at_work, placement.others_of(busy, own))
+        if move is not None:
+            log.info("worker %d moves from CPU %d to %d: others use that one less", move[0], places[move[0]], move[1])
+            self._pool.move(*move)
 
     def _rss_kib(self, pid: int, cpu_ns: int) -> int:
         """Return its resident memory, as of the last time that it has done anything: an idle worker costs no read."""

@@ -336,6 +336,7 @@ class Supervisor:
         self._pool.close_server(now)
         for process in self._pool.processes.values():
             process.is_leaving = True
+            process.go_on()
             if process.role is Role.TASKS and process.index in self._core.workers:
                 _send_if_there(self._workers, [process.identity, wire.encode_all([Drain()])])
             elif process.role is Role.TASKS:

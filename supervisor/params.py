@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from ..ipc.checks import DISTANCES
 from ..ipc.errors import InvalidArgument
 from ..ipc.query import query_hash
 from ..ipc.records import QueryJob, QueryRecord, TaskType
 
 SCOPES = ("popular", "all")
 
+GATE_QUERIES = 200  # popular ones that a rebuilt index is measured with, beside the judged ones
 ALL_QUERIES = 1000  # what "all" is bounded by: the size of the result store
 MAX_TOKEN = 64  # characters: a UUID and more
 MAX_HOLD_S = 3600.0  # what a ping may hold a worker for
@@ -32,6 +34,10 @@ def _is_scope(value: Any) -> bool:
     return value in SCOPES
 
 
+def _is_distance(value: Any) -> bool:
+    return value in DISTANCES
+
+
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and len(value) <= MAX_TOKEN
 
@@ -49,8 +55,16 @@ _SCOPE: _Check = (_is_scope, " or ".join(SCOPES))
 _TEXT: _Check = (_is_text, f"a text of at most {MAX_TOKEN} characters")
 _SECONDS: _Check = (_is_seconds, f"a number of seconds above 0, at most {MAX_HOLD_S:g}")
 
+_DISTANCE: _Check = (_is_distance, " or ".join(DISTANCES))
+
 ACCEPTED: Mapping[TaskType, Mapping[str, _Check]] = {
-    TaskType.REINDEX: {"force_rebuild": _FLAG, "dry_run": _FLAG},
+    TaskType.REINDEX: {
+        "force_rebuild": _FLAG,
+        "dry_run": _FLAG,
+        "distance": _DISTANCE,
+        "without_gate": _FLAG,
+        "allow_mixed": _FLAG,
+    },
     TaskType.RERANK: {"max_queries": _COUNT, "queries": _TEXTS, "scope": _SCOPE, "dry_run": _FLAG},
     TaskType.WARM: {"max_queries": _COUNT, "queries": _TEXTS, "force_refresh": _FLAG, "dry_run": _FLAG},
     TaskType.PING: {"token": _TEXT, "hold_s": _SECONDS},
@@ -90,9 +104,9 @@ def jobs_for(
     """Return the queries a task works on, most popular first, each with its judgments.
 
     `popular(limit, min_frequency)` lists queries of the collection; `judgments` maps a query's hash to its text and
-    grades. A ping gets none. A re-index gets the judged queries, to measure what it changed. Of popular queries those are
-    left out whose results a full store would not keep: they are not `is_worth` it. A warm task leaves out what
-    `is_cached`, and gets the `stale` ones as well: those whose result is served and to be computed again.
+    grades. A ping gets none. A re-index gets the judged and the popular queries, to measure what it changed. Of popular
+    queries those are left out whose results a full store would not keep: they are not `is_worth` it. A warm task leaves
+    out what `is_cached`, and gets the `stale` ones as well: those whose result is served and to be computed again.
     """
 
     def job(text: str, weight: float = 1.0) -> QueryJob:
@@ -102,7 +116,9 @@ def jobs_for(
     if task_type is TaskType.PING:
         return ()
     if task_type is TaskType.REINDEX:
-        return tuple(job(text) for text, _ in judgments.values())
+        judged = [text for text, _ in judgments.values()]
+        asked = [q.query_text for q in popular(GATE_QUERIES, 1) if not q.scope]
+        return tuple(job(text) for text in dict.fromkeys([*judged, *asked]))
     if (texts := params.get("queries")) is not None:
         found = [job(text) for text in texts]
     else:

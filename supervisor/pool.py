@@ -22,6 +22,7 @@ from ..ipc.commands import Role
 from ..ipc.launch import Fork, Forked, NotForked, Preload
 from ..ipc.settings import WorkerSettings
 from . import procfs
+from .cgroup import WorkerGroup
 from .forkserver import ForkMain, ForkServer, Report
 from .restarts import Slot, after_death
 
@@ -44,6 +45,7 @@ class Process:
     killed_for: str = ""  # why we killed it
     ended: str = ""  # how it ended, in words, once it is reaped
     has_left: bool = False  # it ended as one that was told to leave does, with everything reported
+    is_stopped: bool = False  # by us, as the last resort: see stopping.py
 
     @property
     def identity(self) -> bytes:
@@ -51,8 +53,21 @@ class Process:
         return f"{self.index}.{self.pid}".encode()
 
     def signal(self, signum: signal.Signals) -> None:
+        """Send a signal; a stopped process goes on, for it to be heard."""
         with suppress(ProcessLookupError):  # it has ended and waits to be reaped
             signal.pidfd_send_signal(self.pidfd, signum)
+        self.go_on()
+
+    def stop(self) -> None:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGSTOP)
+        self.is_stopped = True
+
+    def go_on(self) -> None:
+        if self.is_stopped:
+            self.is_stopped = False
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self.pidfd, signal.SIGCONT)
 
 
 class Pool:
@@ -71,10 +86,11 @@ class Pool:
         log_level: str,
         jitter: Callable[[], float],
         fork_main: ForkMain | None = None,
+        group: WorkerGroup | None = None,
     ) -> None:
-        """With `fork_main` the first fork server is forked from this process: see ForkServer."""
+        """Task workers are put into `group`. With `fork_main` the first fork server is forked from here: see ForkServer."""
         prctl.become_subreaper()
-        self._fork_main = fork_main
+        self._fork_main, self._group = fork_main, group or WorkerGroup()
         self._socket, self._poller, self._jitter = socket, poller, jitter
         self._preload = Preload(
             model=settings.model, rerank=settings.rerank, with_client=not settings.store.is_embedded
@@ -85,6 +101,7 @@ class Pool:
         self._ordered: set[int] = set()  # places whose worker is being forked
         self.processes: dict[int, Process] = {}
         self.cpus = sorted(os.sched_getaffinity(0))
+        self._places: dict[int, int] = {}  # of task workers that were moved
         self.server: ForkServer | None = None
         self._server_slot, self._server_started_at, self._died_loading = Slot(), 0.0, 0
         self._last_server = 0  # its pid
@@ -157,9 +174,22 @@ class Pool:
     def _cpus_of(self, index: int, role: Role) -> tuple[int, ...]:
         """Return where a worker belongs: all CPUs for the owner, one for each task worker.
 
-        They take the CPUs from the last one down: the first is where interrupts and most daemons are.
+        They take the CPUs from the last one down: the first is where interrupts and most daemons are. Then they are
+        moved away from what others use the most.
         """
-        return tuple(self.cpus) if role is Role.OWNER else (self.cpus[-1 - (index - 1) % len(self.cpus)],)
+        if role is Role.OWNER:
+            return tuple(self.cpus)
+        return (self._places.get(index, self.cpus[-1 - (index - 1) % len(self.cpus)]),)
+
+    def places(self) -> dict[int, int]:
+        """Return which CPU each task worker is on."""
+        return {i: self._cpus_of(i, role)[0] for i, role in self._roles.items() if role is Role.TASKS}
+
+    def move(self, index: int, cpu: int) -> None:
+        """Have a task worker, and those that follow it in its place, run on another CPU."""
+        self._places[index] = cpu
+        if (process := self.processes.get(index)) is not None:
+            procfs.set_cpus(process.pid, (cpu,))
 
     def replan(self) -> bool:
         """Move the workers if the CPUs that this process may use have changed; say whether they have."""
@@ -168,6 +198,7 @@ class Pool:
             return False
         log.info("the usable CPUs are now %s, no longer %s: workers are moved", cpus, self.cpus)
         self.cpus = cpus
+        self._places.clear()
         for process in self.processes.values():
             procfs.set_cpus(process.pid, self._cpus_of(process.index, process.role))
         if self.server is not None:
@@ -220,6 +251,8 @@ class Pool:
         pidfd = os.pidfd_open(pid)  # its pid cannot be another's: only this process can reap it
         self._poller.register(pidfd, zmq.POLLIN)
         self.processes[index] = process = Process(index, self._roles[index], pid, pidfd, now)
+        if process.role is Role.TASKS:
+            self._group.join(pid)
         log.info("worker %d (%s) started as pid %d", index, process.role.value, pid)
         return process
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 import psutil
 
 MAX_TEXT = 65536  # bytes: the files read here are of some lines
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
 
 
@@ -60,6 +61,32 @@ def rss_kib(pid: int) -> int:
     return int(fields[1]) * PAGE_KIB if len(fields) > 1 else 0
 
 
+def cpu_ticks() -> dict[int, int]:
+    """Return for each CPU how long anybody used it, in ticks of the kernel's clock; empty where it does not say."""
+    found = {}
+    for line in _text("/proc/stat").split("\n")[1:]:
+        if not line.startswith("cpu"):
+            break
+        name, *fields = line.split()
+        user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(int, fields)  # guests are in user
+        found[int(name[3:])] = user + nice + system + irq + softirq + steal
+    return found
+
+
+def is_stopped(pid: int) -> bool:
+    return _text(f"/proc/{pid}/stat").rpartition(")")[2].split()[:1] == ["T"]
+
+
+def cpu_group(pid: int) -> str:
+    """Return the path of its control group for CPU time in its tree; "" where it has none."""
+    found = {}
+    for line in _text(f"/proc/{pid}/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers or "cpu" in controllers.split(","):
+            found[bool(controllers)] = path
+    return next((path for is_v1, path in sorted(found.items()) if path != "/"), "")
+
+
 def set_cpus(pid: int, cpus: tuple[int, ...]) -> None:
     """Move all its threads to `cpus`. What is not permitted, or gone, is left as it is."""
     for thread in threads(pid):
@@ -73,7 +100,9 @@ def courtesy(pid: int) -> list[str]:
         each = [_courtesy_of(thread) for thread in threads(pid)]
     except OSError:  # one of them ended in between: the next look has the others
         return []
-    common = [words for words in (each[0] if each else []) if all(words in other for other in each)]
+    common = ["stopped"] * is_stopped(pid) + [
+        words for words in (each[0] if each else []) if all(words in other for other in each)
+    ]
     return common + ["autogroup 19"] * ("nice 19" in _text(f"/proc/{pid}/autogroup"))
 
 

@@ -10,7 +10,7 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from ..ipc.paths import default_runtime_dir, default_state_dir
-from ..ipc.settings import ModelSettings, RerankSettings, Secret, StoreSettings, WorkerSettings
+from ..ipc.settings import GateSettings, ModelSettings, RerankSettings, Secret, StoreSettings, WorkerSettings
 from . import hangs
 from .governor import Limits
 from .queue import QueuePolicy
@@ -32,6 +32,7 @@ class Service(Section, frozen=True):
     max_tasks: int = 0
     log_level: str = "info"
     allowed_users: tuple[str, ...] = ()
+    cgroups: bool = True
 
 
 class CpuLimits(Section, frozen=True):
@@ -60,6 +61,7 @@ class Model(Section, frozen=True):
     device: str = "cpu"
     batch_size: int = 4
     threads: int = 1
+    chunking: str = ""
 
 
 class Reranker(Section, frozen=True):
@@ -67,6 +69,20 @@ class Reranker(Section, frozen=True):
     candidates: int = 50
     top_k: int = 10
     max_queries: int = 50
+
+
+class Gate(Section, frozen=True):
+    ndcg_tolerance: float = 0.02
+    recall_tolerance: float = 0.01
+    latency_ratio: float = 1.2
+    latency_floor_ms: float = 1.0
+    queries: int = 200
+    min_judged: int = 200
+    require_judgments: bool = False
+
+
+class Reindex(Section, frozen=True):
+    retention_hours: float = 168.0
 
 
 class Cache(Section, frozen=True):
@@ -102,6 +118,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     store: Store = Store()
     model: Model = Model()
     reranker: Reranker = Reranker()
+    reindex: Reindex = Reindex()
+    gate: Gate = Gate()
     cache: Cache = Cache()
     schedule: Schedule = Schedule()
     queue: Retry = Retry()
@@ -159,6 +177,8 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             ),
             model=ModelSettings(**msgspec.structs.asdict(model)),
             rerank=RerankSettings(**msgspec.structs.asdict(reranker)),
+            gate=GateSettings(**msgspec.structs.asdict(self.gate)),
+            retention_s=self.reindex.retention_hours * 3600,
             grace_s=self.service.grace_s,
         )
 
@@ -169,6 +189,8 @@ SECTIONS: dict[str, type[Section]] = {
     "store": Store,
     "model": Model,
     "reranker": Reranker,
+    "reindex": Reindex,
+    "gate": Gate,
     "cache": Cache,
     "schedule": Schedule,
     "queue": Retry,
@@ -194,6 +216,13 @@ RANGES: dict[str, tuple[float, float]] = {
     "reranker.candidates": (1, 1000),
     "reranker.top_k": (1, 1000),
     "reranker.max_queries": (1, 1000),
+    "reindex.retention_hours": (0, 87_600),
+    "gate.ndcg_tolerance": (0, 1),
+    "gate.recall_tolerance": (0, 1),
+    "gate.latency_ratio": (1, 100),
+    "gate.latency_floor_ms": (0, 60_000),
+    "gate.queries": (1, 10_000),
+    "gate.min_judged": (2, 1_000_000),
     "cache.ttl_hours": (0.001, 8760),
     "cache.soft_ttl_hours": (0.001, 8760),
     "cache.max_cached_queries": (1, 100_000),

@@ -60,12 +60,15 @@ def shelf(embedder: SentenceTransformerEmbedder) -> Shelf:
 
 
 @pytest.fixture(scope="session")
-def fill(shelf: Shelf) -> Fill:
+def fill(shelf: Shelf, embedder: SentenceTransformerEmbedder) -> Fill:
     """Return a function that makes an in-memory Qdrant with the named collections, all holding the shelf.
 
-    `shift` gives each document the vector of another one: an index that was not made from these texts.
+    `shift` gives each document the vector of another one, and the stamp that says so: its text was changed since.
     """
     from qdrant_client import QdrantClient, models
+
+    from morgan.background.workers.fingerprint import fingerprint, stamp
+    from morgan.background.workers.vectors import STAMP_KEY
 
     def filled(*names: str, shift: int = 0, empty: tuple[str, ...] = ()) -> QdrantClient:
         client = QdrantClient(":memory:")
@@ -73,13 +76,15 @@ def fill(shelf: Shelf) -> Fill:
             params = models.VectorParams(size=SIZE, distance=models.Distance.COSINE)
             client.create_collection(name, vectors_config=params)
         vectors = shelf.vectors[shift:] + shelf.vectors[:shift]
+        others = shelf.documents[shift:] + shelf.documents[:shift]
         points = [
             models.PointStruct(
                 id=one["id"],
                 vector=vector,
-                payload={"title": one["title"], "text": one["text"], "source": one["source"]},
+                payload={"title": one["title"], "text": one["text"], "source": one["source"]}
+                | ({STAMP_KEY: stamp(fingerprint(other["text"]), embedder.name, embedder.revision)} if shift else {}),
             )
-            for one, vector in zip(shelf.documents, vectors, strict=True)
+            for one, other, vector in zip(shelf.documents, others, vectors, strict=True)
         ]
         for name in names:
             client.upsert(name, points)

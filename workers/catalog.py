@@ -9,6 +9,7 @@ import msgspec
 
 from ..ipc.errors import ConfigError
 from .names import taken
+from .versions import is_ours
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -71,6 +72,34 @@ class Catalog:
         if alias in self.contents.collections:
             raise taken(alias)
         self._replace(aliases=self.contents.aliases | {alias: name})
+
+    def forget(self, alias: str) -> None:
+        if alias in self.contents.aliases:
+            self._replace(aliases={key: name for key, name in self.contents.aliases.items() if key != alias})
+
+    def swap(self, old: str, new: str, *, kept_as: str, rename_to: str) -> None:
+        """Serve `new` in place of `old`; see VectorStore.swap. One rename of the file does all of it."""
+        collections, aliases = dict(self.contents.collections), dict(self.contents.aliases)
+        served = [alias for alias in self.aliases_of(old) if not is_ours(alias)]
+        if not served:
+            collections, aliases = self._renamed(old, rename_to)
+            served, old = [old], rename_to
+        aliases = {alias: name for alias, name in aliases.items() if not (name == new and is_ours(alias))}
+        aliases |= dict.fromkeys(served, new) | {kept_as: old}
+        self._replace(collections=collections, aliases=aliases)
+
+    def make_alias(self, name: str, rename_to: str) -> None:
+        """Rename a collection, and let its name mean it as an alias. Raises InvalidArgument for a name that is taken."""
+        collections, aliases = self._renamed(name, rename_to)
+        self._replace(collections=collections, aliases=aliases | {name: rename_to})
+
+    def _renamed(self, name: str, to: str) -> tuple[dict[str, Entry], dict[str, str]]:
+        """Return collections and aliases with another name for a collection."""
+        if to in self.names():
+            raise taken(to)
+        collections = {to if key == name else key: entry for key, entry in self.contents.collections.items()}
+        aliases = {alias: to if target == name else target for alias, target in self.contents.aliases.items()}
+        return collections, aliases
 
     def _replace(self, **fields: object) -> None:
         contents = msgspec.structs.replace(self.contents, **fields)

@@ -35,9 +35,9 @@ def deleted(info: CollectionInfo, ids: Iterable[PointId]) -> PointsChanged:
     return PointsChanged(seq=UNNUMBERED, names=names_of(info), ids=tuple(ids), distance=info.distance)
 
 
-def anything(names: tuple[str, ...]) -> PointsChanged:
-    """Return the change in which any document may be another."""
-    return PointsChanged(seq=UNNUMBERED, names=names, is_whole=True)
+def anything(names: tuple[str, ...], *, is_soft: bool = False) -> PointsChanged:
+    """Return the change in which any document may be another. `is_soft`: the texts are the same, their vectors are not."""
+    return PointsChanged(seq=UNNUMBERED, names=names, is_whole=True, is_soft=is_soft)
 
 
 def looked_up(store: VectorStore, collection: str, ids: Sequence[PointId]) -> list[PointsChanged]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from ..ipc.records import TaskProgress
-from .fingerprint import fingerprint, is_stale, stamp
-from .reindexing import check_size, text_of
+from .in_place import to_embed
+from .reindexing import planned
+from .survey import Plan
 from .task import Job, Outcome, Step, Steps, TaskFunction, Tools
+from .texts import sort
 
 
 def or_dry(task: TaskFunction, would: TaskFunction) -> TaskFunction:
@@ -18,23 +20,18 @@ def or_dry(task: TaskFunction, would: TaskFunction) -> TaskFunction:
 
 
 def would_embed(job: Job, tools: Tools) -> Steps:
-    """Count the points that a re-index would embed, by their stamps. Raises VectorSizeMismatch as it would."""
+    """Count the points that a re-index would embed, by their stamps. Raises what it would raise."""
     info = tools.store.info(job.collection)
-    if info.points:
-        check_size(info, tools)
-    field, is_rebuild = tools.settings.model.text_field, bool(job.params.get("force_rebuild"))
+    plan = Plan.IN_PLACE if not info.points else (yield from planned(job, tools, info)).plan
+    is_all = plan is Plan.SHADOW or bool(job.params.get("force_rebuild"))
     seen = without_text = stale = 0
     after = None
     while True:
         tools.pace()
         points, after = tools.store.scroll(job.collection, after=after, limit=tools.settings.scroll_size)
-        for point in points:
-            text = text_of(point, field)
-            if text is None:
-                without_text += 1
-                continue
-            wanted = stamp(fingerprint(text), tools.embedder.name, tools.embedder.revision)
-            stale += is_rebuild or is_stale(point.payload, wanted)
+        page = sort(points, tools.settings.model.text_field, tools.maker, is_rebuild=is_all)
+        without_text += len(page.bare)
+        stale += len(page.texts) if is_all else len(to_embed(page.stale, is_adopting=plan is Plan.ADOPT))
         seen += len(points)
         yield Step(TaskProgress(done=seen, total=max(info.points, seen), note="looking for what changed"))
         if after is None:
@@ -44,6 +41,7 @@ def would_embed(job: Job, tools: Tools) -> Steps:
             "success": True,
             "dry_run": True,
             "collection_name": job.collection,
+            "how": plan.value,
             "documents_processed": seen,
             "documents_to_embed": stale,
             "documents_unchanged": seen - stale - without_text,

@@ -14,7 +14,7 @@ import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from ..ipc.errors import ConfigError, InvalidArgument, StoreLocked, StoreUnavail
 from ..ipc.records import CollectionInfo, Hit, Point, PointId
 from .catalog import Catalog, Entry
 from .fingerprint import fingerprint
-from .names import check_distance, check_filter, check_id, check_vectors, not_found, vector_of
+from .names import check_distance, check_filter, check_id, check_vectors, not_found, row_of, vector_of
 from .vectors import STAMP_KEY, Rewrite, Vectors
 
 log = logging.getLogger(__name__)
@@ -34,6 +34,8 @@ class EdgeStore:
 
     Writes are durable on return: the engine's write-ahead log survives SIGKILL, and `flush` on close orders it to disk.
     """
+
+    can_rename = True
 
     def __init__(self, path: Path) -> None:
         try:
@@ -79,7 +81,7 @@ class EdgeStore:
             raise not_found(name, self._catalog.names())
         entry = self._catalog.contents.collections[real]
         if real not in self._shards:
-            self._shards[real] = self._edge.EdgeShard.load(str(self._path / "shards" / entry.folder))
+            self._shards[real] = self._load(real, self._path / "shards" / entry.folder)
         shard = self._shards[real]
         info = CollectionInfo(
             name=real,
@@ -91,6 +93,14 @@ class EdgeStore:
         )
         return shard, info
 
+    def _load(self, name: str, folder: Path) -> Any:
+        try:
+            return self._edge.EdgeShard.load(str(folder))
+        except Exception as error:
+            if "WouldBlock" in str(error):
+                raise StoreUnavailable(f"{name!r} is being indexed by another process: ask again") from error
+            raise
+
     # --- collections --------------------------------------------------------------------------------------------------
 
     def collections(self) -> list[CollectionInfo]:
@@ -99,7 +109,9 @@ class EdgeStore:
     def info(self, name: str) -> CollectionInfo:
         return self._open(name)[1]
 
-    def create(self, name: str, vector_size: int, *, distance: str = "cosine", vector_name: str = "") -> CollectionInfo:
+    def create(
+        self, name: str, vector_size: int, *, distance: str = "cosine", vector_name: str = "", like: str = ""
+    ) -> CollectionInfo:
         check_distance(distance)
         if vector_size < 1 or not name:
             raise InvalidArgument(f"a collection needs a name and a vector size above 0, not {name!r}, {vector_size}")
@@ -112,6 +124,9 @@ class EdgeStore:
             self._catalog.add(name, entry)  # raises, before anything is made
         config = self._edge.EdgeConfig(vectors={vector_name: params} if vector_name else params)
         shard = self._edge.EdgeShard.create(str(self._path / "shards" / folder), config)
+        if like:
+            for field, index in self._open(like)[0].info().payload_schema.items():
+                shard.update(self._edge.UpdateOperation.create_field_index(field, index.params or index.data_type))
         self._catalog.add(name, entry)
         self._shards[name] = shard
         return self.info(name)
@@ -132,6 +147,39 @@ class EdgeStore:
         if real is None:
             raise not_found(name, self._catalog.names())
         self._catalog.point(alias, real)
+
+    def drop_alias(self, alias: str) -> None:
+        self._catalog.forget(alias)
+
+    def swap(self, old: str, new: str, *, kept_as: str, rename_to: str) -> None:
+        for name in (old, new):
+            if name not in self._catalog.contents.collections:
+                raise not_found(name, self._catalog.names())
+        self._catalog.swap(old, new, kept_as=kept_as, rename_to=rename_to)
+        self._follow(old, rename_to)
+
+    def make_alias(self, name: str, rename_to: str) -> CollectionInfo:
+        """Rename a collection, and let its name be an alias of it."""
+        if name not in self._catalog.contents.collections:
+            raise not_found(name, self._catalog.names())
+        self._catalog.make_alias(name, rename_to)
+        self._follow(name, rename_to)
+        return self.info(name)
+
+    def _follow(self, name: str, renamed: str) -> None:
+        """Keep an open shard under its collection's new name."""
+        if name not in self._catalog.contents.collections and name in self._shards:
+            self._shards[renamed] = self._shards.pop(name)
+
+    def lend(self, name: str) -> Path:
+        """Close a collection and return its folder, for another process to open; see `_open` for how it comes back."""
+        real = self._catalog.resolve(name)
+        if real is None:
+            raise not_found(name, self._catalog.names())
+        if (shard := self._shards.pop(real, None)) is not None:
+            shard.flush()
+            shard.close()
+        return self._path / "shards" / self._catalog.contents.collections[real].folder
 
     # --- points -------------------------------------------------------------------------------------------------------
 
@@ -224,29 +272,60 @@ class EdgeStore:
         ]
         if not fresh:
             return 0
-        for one in fresh:
-            check_vectors(info, one.vector[None, :])
         edge, named = self._edge, info.vector_name
-        # One upsert a point, vector and stamp together: killed between two operations, a vector would have no stamp.
-        points = [
-            edge.Point(
-                check_id(one.id),
-                {named: one.vector.tolist()} if named else one.vector.tolist(),
-                held[one.id] | {STAMP_KEY: dict(one.stamp)},
-            )
-            for one in fresh
-        ]
-        if named:  # other named vectors of the point must stay: the upsert would replace them
-            shard.update(
-                edge.UpdateOperation.update_vectors(
-                    [edge.PointVectors(check_id(one.id), {named: one.vector.tolist()}) for one in fresh]
-                )
-            )
-            for one in fresh:
-                shard.update(edge.UpdateOperation.set_payload([check_id(one.id)], {STAMP_KEY: dict(one.stamp)}))
-        else:
+        embedded = [(one, row_of(one.vector, info)) for one in fresh if one.vector is not None]
+        marked = [one for one in fresh if one.vector is None or named]
+        if named:  # other named vectors of the point must stay: an upsert would replace them
+            vectors = [edge.PointVectors(check_id(one.id), {named: row}) for one, row in embedded]
+            if vectors:
+                shard.update(edge.UpdateOperation.update_vectors(vectors))
+        elif embedded:
+            # One upsert a point, vector and stamp together: killed between two, a vector would have no stamp.
+            points = [
+                edge.Point(check_id(one.id), row, held[one.id] | {STAMP_KEY: dict(one.stamp)}) for one, row in embedded
+            ]
             shard.update(edge.UpdateOperation.upsert_points(points, update_mode=edge.UpdateMode.UpdateOnly))
+        for one in marked:
+            shard.update(edge.UpdateOperation.set_payload([check_id(one.id)], {STAMP_KEY: dict(one.stamp)}))
         return len(fresh)
+
+    def transfer(
+        self,
+        source: str,
+        target: str,
+        rewrites: Sequence[Rewrite],
+        bare: Sequence[PointId] = (),
+        *,
+        keeps_vectors: bool = False,
+    ) -> int:
+        into, info = self._open(target)
+        wanted = [one.id for one in rewrites] + list(bare)
+        held = {point.id: point for point in self.fetch(source, wanted, with_vectors=keeps_vectors)}
+        points = [
+            Point(
+                id=one.id,
+                payload=point.payload | {STAMP_KEY: dict(one.stamp)},
+                vector=one.vector.astype("<f4").tobytes(),
+            )
+            for one in rewrites
+            if one.vector is not None
+            and (point := held.get(one.id)) is not None
+            and isinstance(text := point.payload.get(one.text_field), str)
+            and fingerprint(text) == one.text_fingerprint
+        ]
+        points += [held[one] for one in bare if one in held]
+        named = info.vector_name
+
+        def vector(point: Point) -> Any:
+            if point.vector is None:
+                return {}
+            row = vector_of(point, info).tolist()
+            return {named: row} if named else row
+
+        native = [self._edge.Point(check_id(point.id), vector(point), point.payload) for point in points]
+        if native:
+            into.update(self._edge.UpdateOperation.upsert_points(native))
+        return len(native)
 
     def close(self) -> None:
         for shard in self._shards.values():
@@ -254,6 +333,26 @@ class EdgeStore:
             shard.close()
         self._shards = {}
         os.close(self._lock)
+
+
+@runtime_checkable
+class Lending(Protocol):
+    """A store whose collections another process may open for a while: the embedded one, and its owner's callers."""
+
+    def lend(self, name: str) -> Path: ...
+
+
+def build_index(folder: Path) -> None:
+    """Build the graph of a lent shard where it is large enough for one. Holds the GIL meanwhile."""
+    import qdrant_edge
+
+    shard = qdrant_edge.EdgeShard.load(str(folder))
+    try:
+        while shard.optimize():
+            pass
+        shard.flush()
+    finally:
+        shard.close()
 
 
 def _lock(path: Path) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import xxhash
 
-from .vectors import STAMP_KEY
+from .vectors import COPIED_KEY, STAMP_KEY
 
 
 def fingerprint(text: str) -> str:
@@ -15,11 +15,27 @@ def fingerprint(text: str) -> str:
     return xxhash.xxh3_64_hexdigest(text.encode())
 
 
-def stamp(text_fingerprint: str, model: str, revision: str) -> dict[str, str]:
-    """Return the value of STAMP_KEY: which text was embedded by which model."""
-    return {"fp": text_fingerprint, "model": model, "rev": revision}
+def stamp(text_fingerprint: str, model: str, revision: str, chunking: str = "") -> dict[str, str]:
+    """Return the value of STAMP_KEY: which text was embedded by which model, and how its document had been cut up."""
+    mark = {"fp": text_fingerprint, "model": model, "rev": revision}
+    return mark | {"chunking": chunking} if chunking else mark
 
 
 def is_stale(payload: Mapping[str, Any], wanted: Mapping[str, str]) -> bool:
     """Say whether a point's vector is not, or not verifiably, that of its text under the configured model."""
-    return payload.get(STAMP_KEY) != wanted
+    held = payload.get(STAMP_KEY)
+    if not isinstance(held, Mapping):
+        return True
+    return {key: value for key, value in held.items() if key != COPIED_KEY} != wanted
+
+
+def is_stamped(payload: Mapping[str, Any]) -> bool:
+    return isinstance(payload.get(STAMP_KEY), Mapping)
+
+
+def maker_of(payload: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the model and revision that a point's stamp names; empty texts where it names none."""
+    mark = payload.get(STAMP_KEY)
+    if not isinstance(mark, Mapping):
+        return "", ""
+    return str(mark.get("model", "")), str(mark.get("rev", ""))

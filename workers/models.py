@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import xxhash
 
@@ -91,6 +92,13 @@ def pooling_of(module: Any) -> str:
         return modes if isinstance(modes, str) else "+".join(modes)
     named = getattr(module, "get_pooling_mode_str", None)  # 5
     return str(named()) if named else ""
+
+
+def load_embedder(settings: ModelSettings, name: str) -> SentenceTransformerEmbedder:
+    """Return the embedder of another model than the configured one. Raises ModelUnavailable where it cannot be loaded."""
+    embedder = SentenceTransformerEmbedder(msgspec.structs.replace(settings, name=name))
+    _ = embedder.size  # now, and not at somebody's first search
+    return embedder
 
 
 class SentenceTransformerEmbedder:

@@ -8,12 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..ipc.checks import MAX_VECTOR_SIZE
+from ..ipc.checks import DISTANCES, MAX_VECTOR_SIZE
 from ..ipc.errors import CollectionNotFound, InvalidArgument, VectorSizeMismatch
 from ..ipc.records import CollectionInfo, Point, PointId
 from .vectors import Vectors
-
-DISTANCES = ("cosine", "dot", "euclid", "manhattan")
 
 
 def not_found(name: str, existing: Iterable[str]) -> CollectionNotFound:
@@ -74,6 +72,13 @@ def check_vectors(info: CollectionInfo, vectors: Vectors) -> None:
         raise VectorSizeMismatch(
             f"{info.name!r} has vectors of {info.vector_size} dimensions, these have shape {vectors.shape}"
         )
+
+
+def row_of(vector: Vectors, info: CollectionInfo) -> list[float]:
+    """Return one vector as the engines take it. Raises VectorSizeMismatch for another length."""
+    check_vectors(info, vector[None, :])
+    row: list[float] = vector.tolist()
+    return row
 
 
 def vector_of(point: Point, info: CollectionInfo) -> Vectors:

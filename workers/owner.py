@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import assert_never
 
@@ -13,20 +14,28 @@ import zmq
 from ..ipc import calls, wire
 from ..ipc.checks import check_collection, check_limit
 from ..ipc.commands import PointsChanged
-from ..ipc.errors import InvalidArgument, MorganError, ProtocolError
+from ..ipc.errors import InvalidArgument, MorganError, ProtocolError, StoreUnavailable, SwapImpossible
 from ..ipc.messages import Failure
 from ..ipc.query import scope_of
 from ..ipc.records import ComputedResult, Point, QueryJob
 from ..ipc.settings import WorkerSettings
 from . import changes
-from .fingerprint import fingerprint, stamp
+from .edge import EdgeStore
+from .models import load_embedder
 from .names import check_id, check_size, floats_of, vector_of
+from .rollback import drop_expired, roll_back
 from .search import compute
+from .serving import Serving
 from .task import Embedder, Reranker, Tools
+from .texts import Maker
 from .vectors import STAMP_KEY, Rewrite, Vectors, VectorStore
+from .versions import serving_aliases
+from .watches import MAX_HOLD_S, Watches
 
 log = logging.getLogger(__name__)
 
+WRITES = calls.Upsert | calls.Delete | calls.Drop | calls.ReportChange  # of an application
+HELD_CALLS = 1000  # writes that wait at once; one more is refused: who sent it tries again
 CALLS_PER_TURN = 16  # then the supervisor's commands are looked at again
 
 
@@ -41,14 +50,21 @@ class OwnerService:
         settings: WorkerSettings,
         publish: Callable[[tuple[ComputedResult, ...]], None],
         report: Callable[[PointsChanged], None],
+        load: Callable[[str], Embedder] | None = None,
     ) -> None:
         self._store, self._embedder, self._settings, self._publish = store, embedder, settings, publish
         self._report = report
         # of the last change: above every number of an earlier owner, also where the clock was set back meanwhile
         self.seq = time.monotonic_ns()
         self.awaited: int | None = None  # the change that the last answer is to be held for
+        self._watches = Watches(self.seq)
+        self._serving = Serving(store, embedder, load or (lambda name: load_embedder(settings.model, name)))
         # not paced: an application waits for the answer
-        self._tools = Tools(store, embedder, reranker, settings, time.time, lambda: None, as_of=lambda: self.seq)
+        self._tools = Tools(
+            *(store, embedder, reranker, settings, time.time, lambda: None),
+            as_of=lambda: self.seq,
+            models=self._serving,
+        )
 
     def answer(self, call: calls.Call) -> calls.Answer:
         """Return the answer, a Failure for whatever went wrong. Never raises. See `awaited`."""
@@ -62,7 +78,7 @@ class OwnerService:
             answer = Failure(code=MorganError.code, message=f"{type(error).__name__}: {error}")
         return msgspec.structs.replace(answer, rid=call.rid)
 
-    def _answer(self, call: calls.Call) -> calls.Answer:  # noqa: PLR0911, PLR0912 - one case a call
+    def _answer(self, call: calls.Call) -> calls.Answer:  # noqa: PLR0911, PLR0912, PLR0915 - one case a call
         store = self._store
         match call:
             case calls.Collections():
@@ -72,15 +88,23 @@ class OwnerService:
             case calls.Create():
                 check_collection(call.collection)
                 size = check_size(call.vector_size or self._embedder.size)
-                made = store.create(call.collection, size, distance=call.distance, vector_name=call.vector_name)
+                made = store.create(
+                    call.collection, size, distance=call.distance, vector_name=call.vector_name, like=call.like
+                )
                 return calls.CollectionList(collections=(made,))
             case calls.Drop():
-                names = changes.names_of(store.info(call.collection))
+                info = store.info(call.collection)
                 store.drop(call.collection)
-                self._changed(changes.anything(names))
+                self._watches.end(info.name)
+                self._changed(changes.anything(changes.names_of(info)))
                 return calls.Changed(count=1)
             case calls.SetAlias():
                 store.set_alias(check_collection(call.alias), call.collection)
+                self._serving.forget()
+                self._changed(changes.anything((call.alias,)))
+                return calls.Changed(count=1)
+            case calls.DropAlias():
+                store.drop_alias(call.alias)
                 self._changed(changes.anything((call.alias,)))
                 return calls.Changed(count=1)
             case calls.Scroll():
@@ -107,7 +131,7 @@ class OwnerService:
                 return calls.Embedded(vectors=vectors.tobytes(), count=len(vectors), size=vectors.shape[1])
             case calls.Upsert():
                 info = store.info(call.collection)  # an unknown name is refused before anything is embedded
-                points = self._with_vectors(call.points)
+                points = self._with_vectors(call.collection, call.points)
                 for point in points:  # before the report below: the supervisor counts on ids and vectors that fit
                     check_id(point.id)
                     vector_of(point, info)
@@ -115,6 +139,7 @@ class OwnerService:
                     store.upsert(call.collection, points)
                 finally:  # also where it failed half-way: what was written counts
                     self._changed(changes.written(info, points))
+                    self._watches.note(info.name, [point.id for point in points], self.seq)
                 return calls.Changed(count=len(call.points))
             case calls.Delete():
                 info = store.info(call.collection)
@@ -124,14 +149,93 @@ class OwnerService:
                     store.delete(call.collection, call.ids)
                 finally:
                     self._changed(changes.deleted(info, call.ids))
+                    self._watches.note(info.name, call.ids, self.seq)
                 return calls.Changed(count=len(call.ids))
             case calls.ReportChange():
                 self._changed(*changes.looked_up(store, call.collection, call.ids))
+                self._watches.note(store.info(call.collection).name, call.ids or None, self.seq)
                 return calls.Changed(count=len(call.ids))
             case calls.RewriteMany():
                 return calls.Changed(count=store.rewrite(call.collection, [_rewrite(one) for one in call.rewrites]))
+            case calls.Transfer():
+                rewrites = [_rewrite(one) for one in call.rewrites]
+                count = store.transfer(call.source, call.target, rewrites, call.bare, keeps_vectors=call.keeps_vectors)
+                return calls.Changed(count=count)
+            case calls.Watch():
+                return calls.Watched(token=self._watches.begin(store.info(call.collection).name), seq=self.seq)
+            case calls.TouchedSince():
+                touched = self._watches.since(call.token, call.seq, self.seq, check_limit(call.limit))
+                if touched is None:
+                    return calls.TouchedIds(is_known=False)
+                return calls.TouchedIds(ids=touched.ids, seq=touched.seq, is_whole=touched.is_whole)
+            case calls.Hold():
+                return calls.Changed(count=self._hold(call.token, call.for_s))
+            case calls.Swap():
+                return calls.Changed(count=self._swap(call))
+            case calls.MakeAlias():
+                if not isinstance(store, EdgeStore):
+                    raise SwapImpossible("a Qdrant server cannot rename a collection")
+                made = store.make_alias(call.collection, check_collection(call.rename_to))
+                self._watches.end(call.collection)  # whoever watched it begins anew
+                return calls.CollectionList(collections=(made,))
+            case calls.RollBack():
+                return self._roll_back(call)
+            case calls.Lend():
+                if not isinstance(store, EdgeStore):
+                    raise InvalidArgument("only the embedded store has collections to lend")
+                if serving_aliases(store.info(call.collection)):
+                    raise InvalidArgument(f"{call.collection!r} is searched: it is not lent")
+                return calls.Lent(folder=str(store.lend(call.collection)))
             case _:
                 assert_never(call)
+
+    # --- versions of a collection -------------------------------------------------------------------------------------
+
+    def is_held(self, call: calls.Call) -> bool:
+        """Say whether a call has to wait: it writes to a collection whose writes are held."""
+        if not isinstance(call, WRITES) or not (held := self._watches.held(time.monotonic())):
+            return False
+        try:
+            return self._store.info(call.collection).name in held
+        except MorganError:
+            return False  # whatever is wrong with it is answered at once
+
+    @property
+    def next_release(self) -> float | None:
+        """When held writes go on at the latest, in monotonic seconds; None where none are held."""
+        return self._watches.next_release()
+
+    def _hold(self, token: int, for_s: float) -> int:
+        if for_s <= 0:
+            self._watches.release(token)
+            return 0
+        return int(self._watches.hold(token, time.monotonic() + min(for_s, MAX_HOLD_S)))
+
+    def _swap(self, call: calls.Swap) -> int:
+        """Swap, unless a point was touched meanwhile. Nothing comes between: calls are answered one at a time."""
+        store = self._store
+        if call.token:
+            touched = self._watches.since(call.token, call.seq, self.seq, 1)
+            self._watches.release(call.token)
+            if touched is None or touched.ids or touched.is_whole:
+                return 0
+        names = changes.names_of(store.info(call.old))
+        store.swap(call.old, call.new, kept_as=call.kept_as, rename_to=check_collection(call.rename_to))
+        self._watches.end(call.old)
+        self._serving.forget()
+        self._changed(changes.anything((*names, call.new), is_soft=True))
+        return 1
+
+    def _roll_back(self, call: calls.RollBack) -> calls.RolledBack:
+        until_at = time.time() + self._settings.retention_s
+        done = roll_back(self._store, call.collection, is_forced=call.is_forced, until_at=until_at)
+        self._serving.forget()
+        self._changed(changes.anything((*changes.names_of(done.served), done.kept.name)))
+        return calls.RolledBack(served=done.served.name, kept=done.kept.name, kept_as=done.kept_as)
+
+    def drop_expired(self, now: float) -> None:
+        """Drop the versions whose retention has passed (Unix seconds)."""
+        drop_expired(self._store, now, dropped=lambda name: self._changed(changes.anything((name,))))
 
     def _changed(self, *events: PointsChanged) -> None:
         """Number the changes and report them; the answer is held until the last of them is seen."""
@@ -172,8 +276,8 @@ class OwnerService:
             as_of=self.seq,
         )
 
-    def _with_vectors(self, points: Sequence[Point]) -> list[Point]:
-        """Return `points`, those without a vector embedded from their text and stamped with it."""
+    def _with_vectors(self, collection: str, points: Sequence[Point]) -> list[Point]:
+        """Return `points`, those without a vector embedded from their text, by the collection's model, and stamped."""
         field = self._settings.model.text_field
         missing = [point for point in points if point.vector is None]
         for point in missing:
@@ -182,14 +286,20 @@ class OwnerService:
                 raise InvalidArgument(f"point {point.id!r} has neither a vector nor a text in {field!r}")
         if not missing:
             return list(points)
-        texts = [str(point.payload[field]) for point in missing]
-        embedded = dict(zip((p.id for p in missing), self._embedder.embed(texts), strict=True))
-        return [self._embedded(point, embedded[point.id]) if point.vector is None else point for point in points]
-
-    def _embedded(self, point: Point, vector: Vectors) -> Point:
-        text = str(point.payload[self._settings.model.text_field])
-        mark = stamp(fingerprint(text), self._embedder.name, self._embedder.revision)
-        return Point(id=point.id, payload=point.payload | {STAMP_KEY: mark}, vector=vector.astype("<f4").tobytes())
+        texts = {point.id: str(point.payload[field]) for point in missing}
+        embedder = self._serving.of(collection)
+        maker = Maker(embedder.name, embedder.revision, self._settings.model.chunking)
+        vectors = dict(zip(texts, embedder.embed(list(texts.values())), strict=True))
+        return [
+            point
+            if point.vector is not None
+            else Point(
+                id=point.id,
+                payload=point.payload | {STAMP_KEY: maker.stamp(texts[point.id])},
+                vector=vectors[point.id].astype("<f4").tobytes(),
+            )
+            for point in points
+        ]
 
 
 def _matrix(raw: bytes, count: int) -> Vectors:
@@ -200,15 +310,20 @@ def _matrix(raw: bytes, count: int) -> Vectors:
 
 
 def _rewrite(item: calls.RewriteItem) -> Rewrite:
-    return Rewrite(item.id, floats_of(item.vector), item.text_field, item.text_fingerprint, item.stamp)
+    vector = floats_of(item.vector) if item.vector else None
+    return Rewrite(item.id, vector, item.text_field, item.text_fingerprint, item.stamp)
 
 
 class Desk:
-    """Answers calls on a ROUTER. Answers to writes are held until the supervisor has seen the change."""
+    """Answers calls on a ROUTER. Answers to writes are held until the supervisor has seen the change.
+
+    Writes to a collection that is being swapped wait until it is; those that came first go first.
+    """
 
     def __init__(self, socket: zmq.Socket[bytes], service: OwnerService) -> None:
         self._socket, self._service = socket, service
         self._held: dict[int, list[bytes]] = {}  # number of the change -> the answer's frames
+        self._waiting: deque[tuple[bytes, calls.Call]] = deque()  # who asked, and what
 
     def seen(self, seq: int) -> None:
         """Send what was held for the change `seq`, or for one before it."""
@@ -217,27 +332,48 @@ class Desk:
 
     def serve_ready(self) -> None:
         """Answer the calls that wait, at most CALLS_PER_TURN: then the supervisor's commands are looked at again."""
+        self._let_go()
         for _ in range(CALLS_PER_TURN):
             try:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
                 return
-            answer, awaited = self._answer(frames)
-            reply = [frames[0], wire.encode(answer)]
-            if awaited is None:
-                _send(self._socket, reply)
-            else:
-                self._held[awaited] = reply
+            self._serve(frames)
+            self._let_go()
 
-    def _answer(self, frames: list[bytes]) -> tuple[calls.Answer, int | None]:
-        """Return the answer, and the change it is to be held for."""
-        frame = frames[-1]
+    @property
+    def next_deadline(self) -> float | None:
+        """When calls that wait are to be looked at again (monotonic seconds)."""
+        return self._service.next_release if self._waiting else None
+
+    def _serve(self, frames: list[bytes]) -> None:
+        sender, frame = frames[0], frames[-1]
         try:
             if len(frames) != 2:
                 raise ProtocolError(f"a call is one frame, not {len(frames) - 1}; docs/protocol.md")
-            return self._service.answer(wire.calls.decode(frame)), self._service.awaited
+            call = wire.calls.decode(frame)
         except ProtocolError as error:
-            return Failure(rid=wire.rid_of(frame), code=error.code, message=str(error)), None
+            failure = Failure(rid=wire.rid_of(frame), code=error.code, message=str(error))
+            _send(self._socket, [sender, wire.encode(failure)])
+            return
+        if not self._service.is_held(call):
+            self._answer(sender, call)
+        elif len(self._waiting) < HELD_CALLS:
+            self._waiting.append((sender, call))
+        else:
+            failure = Failure(rid=call.rid, code=StoreUnavailable.code, message="too many writes wait: try again")
+            _send(self._socket, [sender, wire.encode(failure)])
+
+    def _let_go(self) -> None:
+        while self._waiting and not self._service.is_held(self._waiting[0][1]):
+            self._answer(*self._waiting.popleft())
+
+    def _answer(self, sender: bytes, call: calls.Call) -> None:
+        reply = [sender, wire.encode(self._service.answer(call))]
+        if (awaited := self._service.awaited) is None:
+            _send(self._socket, reply)
+        else:
+            self._held[awaited] = reply
 
 
 def _send(socket: zmq.Socket[bytes], frames: list[bytes]) -> None:

@@ -53,7 +53,7 @@ def run_owner(
     link.send(Started())
     desk = Desk(socket, service)
     try:
-        while not isinstance(order := link.wait(_wait_s(admittance)), Drain):
+        while not isinstance(order := link.wait(_wait_s(admittance.next_deadline(), desk.next_deadline)), Drain):
             if isinstance(order, ChangeSeen):
                 desk.seen(order.seq)
             desk.serve_ready()
@@ -63,6 +63,7 @@ def run_owner(
     store.close()
 
 
-def _wait_s(admittance: Admittance) -> float | None:
-    look_at = admittance.next_deadline()
+def _wait_s(*deadlines: float | None) -> float | None:
+    """Return the seconds until the earliest of some times (monotonic seconds); None where there is none."""
+    look_at = min((one for one in deadlines if one is not None), default=None)
     return None if look_at is None else max(look_at - time.monotonic(), 0.0)

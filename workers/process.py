@@ -22,12 +22,14 @@ from .batches import Batched
 from .courtesy import make_courteous, pin
 from .link import ORPHANED, Link, watch_over
 from .loop import TaskWorker
-from .models import SentenceTransformerEmbedder
+from .models import SentenceTransformerEmbedder, load_embedder
 from .open_store import open_store
 from .owner_loop import run_owner
 from .reranker import make_reranker
+from .serving import Serving
 from .task import Embedder, Reranker, Tools
 from .tasks import TASKS
+from .write_gate import OwnersGate
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +142,8 @@ def run_tasks(link: Link, board: Board, command: Configure, embedder: Embedder, 
 
     def make_tools(pace: Callable[[], None]) -> Tools:
         store = open_store(settings.store, command.owner_socket)
+        is_embedded = settings.store.is_embedded
+        gate = OwnersGate(Path(command.owner_socket), settings.store.timeout_s, sees_every_write=is_embedded)
         return Tools(
             store=store,
             embedder=embedder,
@@ -149,6 +153,8 @@ def run_tasks(link: Link, board: Board, command: Configure, embedder: Embedder, 
             pace=pace,
             as_of=lambda: getattr(store, "as_of", 0),
             cached=lambda text, collection: results.get_at(text, collection, "", time.time()),
+            gate=gate,
+            models=Serving(store, embedder, lambda name: load_embedder(settings.model, name)),
         )
 
     row = command.board_row

@@ -9,12 +9,13 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from ..ipc.errors import InvalidArgument, StoreUnavailable
+from ..ipc.errors import InvalidArgument, StoreUnavailable, SwapImpossible
 from ..ipc.records import CollectionInfo, Hit, Point, PointId
 from ..ipc.settings import Secret, StoreSettings
 from .fingerprint import fingerprint
-from .names import check_distance, check_filter, check_id, check_vectors, not_found, taken, vector_of
-from .vectors import STAMP_KEY, Rewrite, Vectors
+from .names import check_distance, check_filter, check_id, check_vectors, not_found, row_of, taken, vector_of
+from .vectors import COPIED_KEY, STAMP_KEY, Rewrite, Vectors
+from .versions import is_ours, serving_aliases
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -47,6 +48,8 @@ def _reachable(method: Callable[P, T]) -> Callable[P, T]:
 
 class QdrantStore:
     """A VectorStore over a QdrantClient. The client stays its creator's: `close` closes it only for `connect`'s."""
+
+    can_rename = False
 
     def __init__(self, client: Any, *, where: str = "the given client", is_own: bool = False) -> None:
         self._client, self.where, self._is_own = client, where, is_own
@@ -84,7 +87,9 @@ class QdrantStore:
         )
 
     @_reachable
-    def create(self, name: str, vector_size: int, *, distance: str = "cosine", vector_name: str = "") -> CollectionInfo:
+    def create(
+        self, name: str, vector_size: int, *, distance: str = "cosine", vector_name: str = "", like: str = ""
+    ) -> CollectionInfo:
         from qdrant_client import models
 
         check_distance(distance)
@@ -93,7 +98,13 @@ class QdrantStore:
         if name in self._names():
             raise taken(name)
         params = models.VectorParams(size=vector_size, distance=getattr(models.Distance, distance.upper()))
-        self._client.create_collection(name, vectors_config={vector_name: params} if vector_name else params)
+        if not like:
+            self._client.create_collection(name, vectors_config={vector_name: params} if vector_name else params)
+            return self.info(name)
+        model = self._client.get_collection(like)
+        self._client.create_collection(name, **_settings_like(model.config, params, vector_name))
+        for field, index in (model.payload_schema or {}).items():
+            self._client.create_payload_index(name, field, field_schema=index.params or index.data_type, wait=True)
         return self.info(name)
 
     @_reachable
@@ -104,17 +115,34 @@ class QdrantStore:
 
     @_reachable
     def set_alias(self, alias: str, name: str) -> None:
-        from qdrant_client import models
-
         real = self.info(name).name
         if self._client.collection_exists(alias) and alias not in self._aliases():
             raise taken(alias)
         operations: list[Any] = []
         if alias in self._aliases():
-            operations.append(models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias)))
-        create = models.CreateAlias(collection_name=real, alias_name=alias)
-        operations.append(models.CreateAliasOperation(create_alias=create))
+            operations.append(_forget(alias))
+        operations.append(_point_alias(alias, real))
         self._client.update_collection_aliases(change_aliases_operations=operations)  # one atomic request
+
+    @_reachable
+    def drop_alias(self, alias: str) -> None:
+        if alias in self._aliases():
+            self._client.update_collection_aliases(change_aliases_operations=[_forget(alias)])
+
+    @_reachable
+    def swap(self, old: str, new: str, *, kept_as: str, rename_to: str) -> None:
+        """See VectorStore. One request, which Qdrant obeys as a whole."""
+        before, after = self.info(old), self.info(new)
+        served = serving_aliases(before)
+        if not served:
+            raise SwapImpossible(
+                f"{old!r} is a collection and no alias: a Qdrant server cannot rename it, so its name cannot come to mean"
+                f" {new!r} without a gap. `morgan-background adopt-alias {old}` makes an alias of it (searches fail for"
+                " some milliseconds)"
+            )
+        operations = [_forget(alias) for alias in (*served, *(one for one in after.aliases if is_ours(one)))]
+        operations += [_point_alias(alias, new) for alias in served] + [_point_alias(kept_as, old)]
+        self._client.update_collection_aliases(change_aliases_operations=operations)
 
     def _aliases(self) -> set[str]:
         return {one.alias_name for one in self._client.get_aliases().aliases}
@@ -193,51 +221,178 @@ class QdrantStore:
 
     @_reachable
     def rewrite(self, name: str, rewrites: Sequence[Rewrite]) -> int:
-        """See VectorStore. The texts are read again just before the write.
+        """See VectorStore. Every write is under the condition that the point still has its text.
 
-        A write by the application between that read and ours keeps its text and payload (only the vector and the stamp
-        are written) and gets our vector of its older text; its stamp then does not match its text, so the next
-        re-index embeds it again.
+        A write by the application between the two of ours (vector, then stamp) keeps its text, payload and vector: the
+        condition fails for the stamp, or the text is the same and so is what its vector should be.
         """
         from qdrant_client import models
 
         info = self.info(name)
         held = {point.id: point.payload for point in self.fetch(name, [one.id for one in rewrites])}
         fresh = [
-            one
+            (one, text)
             for one in rewrites
             if isinstance(text := held.get(one.id, {}).get(one.text_field), str)
             and fingerprint(text) == one.text_fingerprint
         ]
         if not fresh:
             return 0
-        for one in fresh:
-            check_vectors(info, one.vector[None, :])
         named = info.vector_name
-        self._client.update_vectors(
-            info.name,
-            points=[
-                models.PointVectors(id=one.id, vector={named: one.vector.tolist()} if named else one.vector.tolist())
-                for one in fresh
-            ],
-            wait=True,
-        )
+        points = [
+            models.PointVectors(
+                id=one.id, vector={named: row_of(one.vector, info)} if named else row_of(one.vector, info)
+            )
+            for one, _ in fresh
+            if one.vector is not None
+        ]
+        if points:
+            unchanged = models.Filter(should=[_has_text(one, text) for one, text in fresh])
+            self._client.update_vectors(info.name, points=points, wait=True, update_filter=unchanged)
         # after the vectors: a crash between the two leaves an old stamp, and the point is embedded once more
         self._client.batch_update_points(
             info.name,
             update_operations=[
                 models.SetPayloadOperation(
-                    set_payload=models.SetPayload(payload={STAMP_KEY: dict(one.stamp)}, points=[one.id])
+                    set_payload=models.SetPayload(payload={STAMP_KEY: dict(one.stamp)}, filter=_has_text(one, text))
                 )
-                for one in fresh
+                for one, text in fresh
             ],
             wait=True,
         )
         return len(fresh)
 
+    @_reachable
+    def transfer(
+        self,
+        source: str,
+        target: str,
+        rewrites: Sequence[Rewrite],
+        bare: Sequence[PointId] = (),
+        *,
+        keeps_vectors: bool = False,
+    ) -> int:
+        """See VectorStore. Further named vectors of a point are copied as they are."""
+        structs, into = self._copies(source, target, rewrites, bare, keeps_vectors=keeps_vectors)
+        if structs:
+            self._client.upsert(into, points=structs, wait=True)
+        return len(structs)
+
+    @_reachable
+    def transfer_if(
+        self, source: str, target: str, rewrites: Sequence[Rewrite], bare: Sequence[PointId], *, mark: str, is_new: bool
+    ) -> int:
+        from qdrant_client import models
+
+        structs, into = self._copies(source, target, rewrites, bare, keeps_vectors=True)
+        if structs and is_new:
+            self._client.upsert(into, points=structs, wait=True, update_mode=models.UpdateMode.INSERT_ONLY)
+        elif structs:
+            self._client.upsert(
+                into,
+                points=structs,
+                wait=True,
+                update_mode=models.UpdateMode.UPDATE_ONLY,
+                update_filter=models.Filter(must=[_is_marked(mark)]),
+            )
+        return len(structs)
+
+    @_reachable
+    def delete_if(self, name: str, ids: Sequence[PointId], *, mark: str) -> None:
+        from qdrant_client import models
+
+        wanted = models.Filter(must=[models.HasIdCondition(has_id=list(ids)), _is_marked(mark)])
+        self._client.delete(self.info(name).name, points_selector=models.FilterSelector(filter=wanted), wait=True)
+
+    def _copies(
+        self, source: str, target: str, rewrites: Sequence[Rewrite], bare: Sequence[PointId], *, keeps_vectors: bool
+    ) -> tuple[list[Any], str]:
+        """Return the points of `source` as `target` is to have them, and its own name."""
+        info = self.info(target)
+        wanted = [one.id for one in rewrites] + list(bare)
+        records = self._client.retrieve(self.info(source).name, ids=wanted, with_payload=True, with_vectors=True)
+        held = {record.id: record for record in records}
+        structs: list[Any] = []
+        for one in rewrites:
+            record = held.get(one.id)
+            text = (record.payload or {}).get(one.text_field) if record is not None else None
+            if one.vector is not None and isinstance(text, str) and fingerprint(text) == one.text_fingerprint:
+                row = row_of(one.vector, info)
+                structs.append(_copy(record, info.vector_name, row, {STAMP_KEY: dict(one.stamp)}))
+        kept = [held[one_id] for one_id in bare if one_id in held]
+        structs += [_copy(record, info.vector_name, None, {}, keeps_vector=keeps_vectors) for record in kept]
+        return structs, info.name
+
     def close(self) -> None:
         if self._is_own:
             self._client.close()
+
+
+def _settings_like(config: Any, params: Any, vector_name: str) -> dict[str, Any]:
+    """Return the arguments that create a collection of this configuration, but for our vector's `params`."""
+    from qdrant_client import models
+
+    vectors = config.params.vectors
+    wanted: dict[str, Any] = {
+        "vectors_config": {**vectors, vector_name: params} if isinstance(vectors, Mapping) else params,
+        "sparse_vectors_config": config.params.sparse_vectors,
+        "quantization_config": config.quantization_config,
+        "shard_number": config.params.shard_number,
+        "replication_factor": config.params.replication_factor,
+        "on_disk_payload": config.params.on_disk_payload,
+    }
+    for name, kind, held in (
+        ("hnsw_config", models.HnswConfigDiff, config.hnsw_config),
+        ("optimizers_config", models.OptimizersConfigDiff, config.optimizer_config),
+    ):
+        if held is not None:
+            known = {key: value for key, value in held.model_dump().items() if key in kind.model_fields}
+            wanted[name] = kind(**known)
+    return {key: value for key, value in wanted.items() if value is not None}
+
+
+def _copy(
+    record: Any, vector_name: str, vector: list[float] | None, extra: Mapping[str, Any], *, keeps_vector: bool = False
+) -> Any:
+    """Return a point as it was read, with another vector under our name (None: without one, unless it is kept)."""
+    from qdrant_client import models
+
+    held = record.vector if isinstance(record.vector, Mapping) else {"": record.vector}
+    vectors = {name: one for name, one in held.items() if one is not None}
+    if vector is not None:
+        vectors[vector_name] = vector
+    elif not keeps_vector:
+        vectors.pop(vector_name, None)
+    unnamed = vectors.keys() == {""}
+    return models.PointStruct(
+        id=record.id, vector=vectors[""] if unnamed else vectors, payload=(record.payload or {}) | dict(extra)
+    )
+
+
+def _has_text(one: Rewrite, text: str) -> Any:
+    """Return the condition that a point still has the text it was embedded from."""
+    from qdrant_client import models
+
+    same = models.FieldCondition(key=one.text_field, match=models.MatchValue(value=text))
+    return models.Filter(must=[models.HasIdCondition(has_id=[one.id]), same])
+
+
+def _is_marked(mark: str) -> Any:
+    from qdrant_client import models
+
+    return models.FieldCondition(key=f"{STAMP_KEY}.{COPIED_KEY}", match=models.MatchValue(value=mark))
+
+
+def _forget(alias: str) -> Any:
+    from qdrant_client import models
+
+    return models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias))
+
+
+def _point_alias(alias: str, name: str) -> Any:
+    from qdrant_client import models
+
+    return models.CreateAliasOperation(create_alias=models.CreateAlias(collection_name=name, alias_name=alias))
 
 
 def load_client() -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..ipc import calls, wire
-from ..ipc.errors import ProtocolError, ServiceUnavailable, StoreUnavailable
 from ..ipc.exchange import Exchange
 from ..ipc.messages import Message
 from ..ipc.records import CollectionInfo, Hit, Point, PointId
 from .vectors import Rewrite, Vectors
+from .write_gate import ask
 
 R = TypeVar("R", bound=Message)
 
@@ -19,20 +19,14 @@ R = TypeVar("R", bound=Message)
 class RemoteStore:
     """A VectorStore in the owner's process. Raises StoreUnavailable where the owner does not answer in time."""
 
+    can_rename = True
+
     def __init__(self, socket: Path, timeout_s: float) -> None:
         self._exchange = Exchange(socket, wire.answers, timeout_s)
         self.as_of = 0  # the number of the last change of documents before the last search
 
     def _ask(self, kind: type[R], call: Message) -> R:
-        try:
-            answer = self._exchange.ask(call)
-        except ServiceUnavailable as error:
-            raise StoreUnavailable(
-                "the store owner does not answer: it is starting or busy; tasks wait for it"
-            ) from error
-        if not isinstance(answer, kind):
-            raise ProtocolError(f"the store owner answered {type(call).__name__} with {type(answer).__name__}")
-        return answer
+        return ask(self._exchange.ask, kind, call)
 
     def collections(self) -> list[CollectionInfo]:
         return list(self._ask(calls.CollectionList, calls.Collections()).collections)
@@ -40,8 +34,12 @@ class RemoteStore:
     def info(self, name: str) -> CollectionInfo:
         return self._ask(calls.CollectionList, calls.Info(collection=name)).collections[0]
 
-    def create(self, name: str, vector_size: int, *, distance: str = "cosine", vector_name: str = "") -> CollectionInfo:
-        call = calls.Create(collection=name, vector_size=vector_size, distance=distance, vector_name=vector_name)
+    def create(
+        self, name: str, vector_size: int, *, distance: str = "cosine", vector_name: str = "", like: str = ""
+    ) -> CollectionInfo:
+        call = calls.Create(
+            collection=name, vector_size=vector_size, distance=distance, vector_name=vector_name, like=like
+        )
         return self._ask(calls.CollectionList, call).collections[0]
 
     def drop(self, name: str) -> None:
@@ -49,6 +47,16 @@ class RemoteStore:
 
     def set_alias(self, alias: str, name: str) -> None:
         self._ask(calls.Changed, calls.SetAlias(alias=alias, collection=name))
+
+    def drop_alias(self, alias: str) -> None:
+        self._ask(calls.Changed, calls.DropAlias(alias=alias))
+
+    def swap(self, old: str, new: str, *, kept_as: str, rename_to: str) -> None:
+        self._ask(calls.Changed, calls.Swap(old=old, new=new, kept_as=kept_as, rename_to=rename_to))
+
+    def lend(self, name: str) -> Path:
+        """Have the owner close a collection; return its folder, to be opened by this process and closed again."""
+        return Path(self._ask(calls.Lent, calls.Lend(collection=name)).folder)
 
     def scroll(
         self, name: str, *, after: PointId | None = None, limit: int = 64, with_vectors: bool = False
@@ -88,17 +96,38 @@ class RemoteStore:
         self._ask(calls.Changed, calls.Delete(collection=name, ids=tuple(ids)))
 
     def rewrite(self, name: str, rewrites: Sequence[Rewrite]) -> int:
-        items = tuple(
-            calls.RewriteItem(
-                id=one.id,
-                vector=one.vector.astype("<f4").tobytes(),
-                text_field=one.text_field,
-                text_fingerprint=one.text_fingerprint,
-                stamp=dict(one.stamp),
-            )
-            for one in rewrites
+        return self._ask(calls.Changed, calls.RewriteMany(collection=name, rewrites=_items(rewrites))).count
+
+    def transfer(
+        self,
+        source: str,
+        target: str,
+        rewrites: Sequence[Rewrite],
+        bare: Sequence[PointId] = (),
+        *,
+        keeps_vectors: bool = False,
+    ) -> int:
+        call = calls.Transfer(
+            source=source,
+            target=target,
+            rewrites=_items(rewrites),
+            bare=tuple(bare),
+            keeps_vectors=keeps_vectors,
         )
-        return self._ask(calls.Changed, calls.RewriteMany(collection=name, rewrites=items)).count
+        return self._ask(calls.Changed, call).count
 
     def close(self) -> None:
         self._exchange.close()
+
+
+def _items(rewrites: Sequence[Rewrite]) -> tuple[calls.RewriteItem, ...]:
+    return tuple(
+        calls.RewriteItem(
+            id=one.id,
+            vector=b"" if one.vector is None else one.vector.astype("<f4").tobytes(),
+            text_field=one.text_field,
+            text_fingerprint=one.text_fingerprint,
+            stamp=dict(one.stamp),
+        )
+        for one in rewrites
+    )

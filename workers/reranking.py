@@ -10,9 +10,10 @@ from msgspec.structs import replace
 from ..ipc.records import Hit, QueryJob, TaskProgress
 from .checking import AT_ONCE, outdated
 from .fingerprint import fingerprint
+from .in_place import eta_s
 from .quality import is_judged, ndcg
-from .reindexing import check_size, eta_s
 from .search import K, compute
+from .sizes import check_size
 from .task import Job, Outcome, Step, Steps, Tools
 
 QUERIES_PER_STEP = 4  # a step of some seconds on one core: 50 candidates of 250 tokens each
@@ -42,7 +43,7 @@ def rerank(job: Job, tools: Tools) -> Steps:
     if not (todo or done) or info.points == 0:
         reason = "no popular queries yet: searches are counted by track_query" if info.points else "empty collection"
         return Outcome(result=_result(job, at, tools) | {"reason": reason}, is_skipped=True)
-    check_size(info, tools)
+    check_size(info, tools.searching(job.collection))
     began_at, elapsed_before_s, done_before = tools.clock(), at.elapsed_s, len(at.done)
     settings = tools.settings.rerank
     for start in range(0, len(todo), QUERIES_PER_STEP):

@@ -20,7 +20,9 @@ from ..ipc.commands import PointsChanged
 from ..ipc.records import ComputedResult, QueryJob, TaskProgress, TaskType
 from ..ipc.result import CachedResult
 from ..ipc.settings import WorkerSettings
+from .texts import Maker
 from .vectors import Vectors, VectorStore
+from .write_gate import WriteGate
 
 Floats = npt.NDArray[np.float32]
 
@@ -48,6 +50,14 @@ class Embedder(Protocol):
     def token_vectors(self, texts: Sequence[str], *, pace: Callable[[], None] | None = None) -> list[Vectors]:
         """Return for each text its token embeddings, float32 of shape (tokens, D), rows L2-normalised."""
         ...
+
+
+class OtherModels(Protocol):
+    """See serving.py."""
+
+    def of(self, collection: str) -> Embedder: ...
+
+    def by_name(self, name: str) -> Embedder | None: ...
 
 
 class Reranker(Protocol):
@@ -109,6 +119,27 @@ class Tools:
     """The number of the last change of documents before the last search; 0 where changes are not numbered."""
     cached: Callable[[str, str], CachedResult | None] = lambda _text, _collection: None
     """What the result store holds for a query of a collection."""
+    gate: WriteGate | None = None
+    """Who sees what applications write; None where nobody does."""
+    models: OtherModels | None = None
+    """Of collections whose vectors another model made; None: there are none."""
+    reached: Callable[[str], None] = lambda _point: None
+    """Told each point of a re-index at which a crash has to be survived: tests end the process there."""
+
+    def searching(self, collection: str) -> Embedder:
+        """Return what embeds queries of a collection: the model that made its vectors."""
+        return self.embedder if self.models is None else self.models.of(collection)
+
+    @property
+    def maker(self) -> Maker:
+        """What the stamps of vectors made from now on say."""
+        return Maker(self.embedder.name, self.embedder.revision, self.settings.model.chunking)
+
+    def named(self, model: str) -> Embedder | None:
+        """Return the embedder of a model by its name; None where it cannot be loaded."""
+        if model == self.embedder.name:
+            return self.embedder
+        return None if self.models is None else self.models.by_name(model)
 
 
 Steps = Generator[Step, None, Outcome]

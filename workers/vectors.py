@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,13 @@ from ..ipc.records import CollectionInfo, Hit, Point, PointId
 Vectors = npt.NDArray[np.float32]
 
 STAMP_KEY = "_morgan"
-"""The one payload key we reserve. Its value: {"fp": text fingerprint, "model": model name, "rev": model revision}."""
+"""The one payload key we reserve. Its value: {"fp": text fingerprint, "model": model name, "rev": model revision}.
+
+With "chunking" where the setting of that name is not empty, and COPIED_KEY on what a re-index copied into a new version.
+"""
+
+COPIED_KEY = "copied"
+"""Of a stamp: the collection that a re-index copied the point into. A point that is written anew loses it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +31,7 @@ class Rewrite:
     """A new vector for an existing point: written only while the point's text still has `text_fingerprint`."""
 
     id: PointId
-    vector: Vectors  # shape (D,)
+    vector: Vectors | None  # shape (D,); None: the one that it has is right, only the stamp is missing
     text_field: str
     text_fingerprint: str
     stamp: Mapping[str, str]
@@ -38,12 +44,20 @@ class VectorStore(Protocol):
     store does not answer.
     """
 
+    can_rename: bool
+    """Whether a collection can be renamed: then one that is addressed by its own name can be swapped as well."""
+
     def collections(self) -> list[CollectionInfo]: ...
 
     def info(self, name: str) -> CollectionInfo: ...
 
-    def create(self, name: str, vector_size: int, *, distance: str = "cosine", vector_name: str = "") -> CollectionInfo:
-        """Create an empty collection. Raises InvalidArgument if the name is taken by a collection or an alias."""
+    def create(
+        self, name: str, vector_size: int, *, distance: str = "cosine", vector_name: str = "", like: str = ""
+    ) -> CollectionInfo:
+        """Create an empty collection. Raises InvalidArgument if the name is taken by a collection or an alias.
+
+        `like`: a collection whose other settings it gets: payload indexes, graph, quantisation, further vectors.
+        """
         ...
 
     def drop(self, name: str) -> None:
@@ -52,6 +66,18 @@ class VectorStore(Protocol):
 
     def set_alias(self, alias: str, name: str) -> None:
         """Point `alias` at the collection `name`, atomically also where it pointed elsewhere before."""
+        ...
+
+    def drop_alias(self, alias: str) -> None:
+        """Forget `alias`, if there is one."""
+        ...
+
+    def swap(self, old: str, new: str, *, kept_as: str, rename_to: str) -> None:
+        """Let every alias of the collection `old` that applications use mean `new`, and `kept_as` mean `old`. Atomic.
+
+        Aliases of ours (versions.py) that meant `new` are forgotten. An `old` without an alias is renamed `rename_to`,
+        and its name becomes the alias. Raises SwapImpossible where the store cannot rename, and CollectionNotFound.
+        """
         ...
 
     def scroll(
@@ -90,4 +116,38 @@ class VectorStore(Protocol):
         """Apply those rewrites whose text is unchanged, keep the rest as they are; return how many were applied."""
         ...
 
+    def transfer(
+        self,
+        source: str,
+        target: str,
+        rewrites: Sequence[Rewrite],
+        bare: Sequence[PointId] = (),
+        *,
+        keeps_vectors: bool = False,
+    ) -> int:
+        """Copy points of `source`, as they are now, into `target`, in place of those that it has; return how many.
+
+        Of `rewrites` those whose text is unchanged, each with its new vector and stamp. `bare` ones, which have no text,
+        with their vector if it `keeps_vectors`, else without one. What is not there any more is left out.
+        """
+        ...
+
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Conditional(Protocol):
+    """What a store needs, beside VectorStore, whose writers do not all pass through us: writes under a condition.
+
+    `mark` is the COPIED_KEY of points that nobody has written since a re-index copied them.
+    """
+
+    def transfer_if(
+        self, source: str, target: str, rewrites: Sequence[Rewrite], bare: Sequence[PointId], *, mark: str, is_new: bool
+    ) -> int:
+        """Copy points as `transfer` does: where `is_new` those that `target` lacks, else those that have `mark` there."""
+        ...
+
+    def delete_if(self, name: str, ids: Sequence[PointId], *, mark: str) -> None:
+        """Delete those of the points that have `mark`."""
+        ...

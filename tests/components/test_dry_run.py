@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 import pytest
 
 from morgan.background.ipc.errors import CollectionNotFound, VectorSizeMismatch
-from morgan.background.ipc.records import QueryJob, TaskType
+from morgan.background.ipc.records import Point, QueryJob, TaskType
 from morgan.background.ipc.settings import WorkerSettings
 from morgan.background.workers.models import SentenceTransformerEmbedder
 from morgan.background.workers.qdrant import QdrantStore
@@ -77,6 +76,7 @@ def test_a_dry_reindex_finds_vectors_of_another_size(tools: Tools) -> None:
     tools.store.create("small", SIZE // 2)
     (point, *_), _ = tools.store.scroll("docs", after=None, limit=1, with_vectors=True)
     assert point.vector is not None
-    tools.store.upsert("small", [msgspec.structs.replace(point, vector=point.vector[: 4 * SIZE // 2])])
+    unstamped = {"text": point.payload["text"]}
+    tools.store.upsert("small", [Point(id=point.id, payload=unstamped, vector=point.vector[: 4 * SIZE // 2])])
     with pytest.raises(VectorSizeMismatch):
         run(TaskType.REINDEX, tools, "small", dry_run=True)

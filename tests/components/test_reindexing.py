@@ -13,6 +13,7 @@ from morgan.background.data import documents
 from morgan.background.ipc.errors import CollectionNotFound, TextFieldNotFound, VectorSizeMismatch
 from morgan.background.ipc.records import Point, QueryJob, TaskType
 from morgan.background.ipc.settings import ModelSettings, WorkerSettings
+from morgan.background.workers.fingerprint import fingerprint, stamp
 from morgan.background.workers.models import SentenceTransformerEmbedder
 from morgan.background.workers.qdrant import QdrantStore
 from morgan.background.workers.reindexing import reindex
@@ -42,12 +43,15 @@ class Watched:
 
 @pytest.fixture
 def tools(embedder: SentenceTransformerEmbedder) -> Tools:
-    """A collection "c" in memory: titles as texts, each with the vector of another one."""
+    """A collection "c" in memory: titles as texts, each with vector and stamp of another one, that it had before."""
     store, watched = QdrantStore(QdrantClient(":memory:")), Watched(embedder)
     store.create("c", 384)
     vectors = np.roll(embedder.embed(list(TITLES.values())), 1, axis=0)
-    rows = zip(TITLES.items(), vectors, strict=True)
-    store.upsert("c", [Point(id=i, payload={"text": t, "n": 1}, vector=v.tobytes()) for (i, t), v in rows])
+    texts = list(TITLES.values())
+    marks = [stamp(fingerprint(text), watched.name, watched.revision) for text in [texts[-1], *texts[:-1]]]
+    rows = zip(TITLES.items(), vectors, marks, strict=True)
+    payloads = [({"text": t, "n": 1, STAMP_KEY: mark}, i, v) for (i, t), v, mark in rows]
+    store.upsert("c", [Point(id=i, payload=payload, vector=v.tobytes()) for payload, i, v in payloads])
     settings = WorkerSettings(scroll_size=8)
     clock = iter(range(1000)).__next__
     return Tools(store, watched, LateInteractionReranker(watched), settings, lambda: float(clock()), lambda: None)

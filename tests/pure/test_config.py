@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from morgan.background.ipc.errors import ConfigError
+from morgan.background.ipc.settings import GateSettings
 from morgan.background.supervisor.config import (
     RANGES,
     SECTIONS,
@@ -201,3 +202,10 @@ def test_a_configuration_reaches_another_process_through_its_environment(tmp_pat
 
 def test_a_default_config_needs_no_file_and_no_environment() -> None:
     assert Config().worker_settings().store.is_embedded
+
+
+def test_the_gate_that_is_configured_is_the_one_workers_are_given(tmp_path: Path) -> None:
+    text = "[gate]\nndcg_tolerance = 0.05\nmin_judged = 60\nrequire_judgments = true\n"
+    gate = load(written(tmp_path, text), EMPTY).worker_settings().gate
+    assert gate == GateSettings(ndcg_tolerance=0.05, min_judged=60, require_judgments=True)
+    assert Config().worker_settings().gate == GateSettings()

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from morgan.background.ipc.errors import InvalidArgument
 from morgan.background.ipc.query import query_hash
 from morgan.background.ipc.records import QueryJob, QueryRecord, TaskType
-from morgan.background.supervisor.params import ACCEPTED, ALL_QUERIES, check_params, jobs_for, params_of_schedule
+from morgan.background.supervisor.params import (
+    ACCEPTED,
+    ALL_QUERIES,
+    GATE_QUERIES,
+    check_params,
+    jobs_for,
+    params_of_schedule,
+)
 
 GOOD: Mapping[str, list[Any]] = {
     "force_rebuild": [True, False],
@@ -23,6 +30,9 @@ GOOD: Mapping[str, list[Any]] = {
     "dry_run": [True, False],
     "token": ["", "a" * 64],
     "hold_s": [1, 0.25, 3600],
+    "distance": ["cosine", "dot", "euclid", "manhattan"],
+    "without_gate": [True, False],
+    "allow_mixed": [True, False],
 }
 BAD: Mapping[str, list[Any]] = {
     "force_rebuild": [1, None, "true"],
@@ -32,6 +42,9 @@ BAD: Mapping[str, list[Any]] = {
     "scope": ["some", None, [], 1],
     "dry_run": [1, "no"],
     "token": ["a" * 65, 1, None],
+    "distance": ["", "Cosine", None, 1],
+    "without_gate": [1, "no"],
+    "allow_mixed": [0, None],
     "hold_s": [0, -1, True, "1", 3601, float("nan"), float("inf"), None],
 }
 
@@ -124,11 +137,12 @@ def test_named_queries_are_taken_as_they_are_and_nothing_else_is_asked() -> None
     assert popular.asked == []
 
 
-def test_a_reindex_gets_the_judged_queries_and_no_others() -> None:
+def test_a_reindex_gets_the_judged_queries_and_then_the_popular_ones() -> None:
     popular = Popular("a")
     found = jobs(TaskType.REINDEX, {"force_rebuild": True}, popular, judged("b", "c"))
-    assert found == (QueryJob(text="b", judgments={"b": 1.0}), QueryJob(text="c", judgments={"c": 1.0}))
-    assert popular.asked == []
+    judged_ones = (QueryJob(text="b", judgments={"b": 1.0}), QueryJob(text="c", judgments={"c": 1.0}))
+    assert found == (*judged_ones, QueryJob(text="a"))
+    assert popular.asked == [(GATE_QUERIES, 1)]
 
 
 def test_a_warm_task_leaves_out_what_is_cached_unless_told_to_refresh() -> None:

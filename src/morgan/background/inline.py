@@ -35,11 +35,12 @@ from .supervisor.requests import Requests
 from .supervisor.state import Action, SendCommand, SendReply
 from .workers.changes import looked_up
 from .workers.loop import TaskWorker
-from .workers.models import SentenceTransformerEmbedder
+from .workers.models import SentenceTransformerEmbedder, load_embedder
 from .workers.open_store import open_store
 from .workers.qdrant import QdrantStore
 from .workers.reranker import as_reranker, make_reranker
 from .workers.search import compute
+from .workers.serving import Serving
 from .workers.task import Tools
 from .workers.tasks import TASKS
 from .workers.vectors import VectorStore
@@ -289,14 +290,16 @@ class InlineLane:
             reranker = as_reranker(self._live_reranker)
         else:
             reranker = make_reranker(settings.rerank, embedder)
+        store = self.store()
         tools = Tools(
-            self.store(),
+            store,
             embedder,
             reranker,
             settings,
             time.time,
             pace,
             cached=lambda text, collection: self._reader.get_at(text, collection, "", time.time()),
+            models=Serving(store, embedder, lambda name: load_embedder(settings.model, name)),
         )
         self._tools = known or tools
         return tools

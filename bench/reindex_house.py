@@ -1,0 +1,105 @@
+"""Owns a small house for re-indexing under fire: an owner process with a real embedded store, and a task process beside it.
+
+    python -m bench.reindex_house owner FOLDER SOCKET MODEL
+    python -m bench.reindex_house task FOLDER SOCKET MODEL [CRASH_AT [owner]]
+
+Store, owner's service, write gate and re-index are the service's own; the models are fake, so that writes by the million
+can be made. The task saves its checkpoint after each step; at CRASH_AT it kills itself, or the owner, with SIGKILL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import zmq
+
+from morgan.background.ipc.calls import MAX_CALL_BYTES
+from morgan.background.ipc.records import TaskType
+from morgan.background.ipc.settings import GateSettings, ModelSettings, WorkerSettings
+from morgan.background.ipc.sockets import CLIENT_UNREAD, HIGH_WATER, bind_router
+from morgan.background.workers.edge import EdgeStore
+from morgan.background.workers.owner import Desk, OwnerService
+from morgan.background.workers.reindexing import reindex
+from morgan.background.workers.remote import RemoteStore
+from morgan.background.workers.serving import Serving
+from morgan.background.workers.task import Job, Outcome, Step, Tools, Verdict, drive
+from morgan.background.workers.write_gate import OwnersGate
+
+from .fake_embedder import FakeEmbedder, FakeReranker
+
+MODELS = {"old": 16, "new": 24}
+TIMEOUT_S = 3.0
+LOOK_S = 0.05  # between looks whether held writes may go on
+
+
+def settings_for(model: str) -> WorkerSettings:
+    gate = GateSettings(queries=10, latency_ratio=100.0, latency_floor_ms=60_000.0)  # not what is tried here
+    return WorkerSettings(model=ModelSettings(name=model), scroll_size=16, gate=gate)
+
+
+def own(folder: Path, socket: Path, model: str) -> None:
+    """Serve the store until killed. What the supervisor would answer to a change is taken for granted."""
+    context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+    service = OwnerService(
+        EdgeStore(folder / "vectors"),
+        FakeEmbedder(model, MODELS[model]),
+        FakeReranker(),
+        settings_for(model),
+        publish=lambda _: None,
+        report=lambda _: None,
+        load=lambda name: FakeEmbedder(name, MODELS[name]),
+    )
+    router = bind_router(
+        context, socket, max_bytes=MAX_CALL_BYTES, high_water=HIGH_WATER, domain="", unread=CLIENT_UNREAD
+    )
+    desk = Desk(router, service)
+    (folder / "owner.pid").write_text(str(os.getpid()))
+    while True:
+        router.poll(int(LOOK_S * 1000) if desk.next_deadline is not None else None)
+        desk.serve_ready()
+        desk.seen(service.seq)
+
+
+def run_task(folder: Path, socket: Path, model: str, crash_at: str = "", victim: str = "") -> None:
+    store = RemoteStore(socket, TIMEOUT_S)
+    embedder = FakeEmbedder(model, MODELS[model])
+    saved = folder / "checkpoint"
+
+    def reached(point: str) -> None:
+        if point == crash_at and not (folder / "crashed").exists():
+            (folder / "crashed").write_text(point)
+            os.kill(int((folder / "owner.pid").read_text()) if victim else os.getpid(), signal.SIGKILL)
+
+    def on_step(step: Step) -> Verdict:
+        if step.checkpoint is not None:
+            fresh = saved.with_suffix(".new")
+            fresh.write_bytes(msgspec.json.encode(step.checkpoint))
+            fresh.replace(saved)
+        return Verdict.GO_ON
+
+    tools = Tools(
+        *(store, embedder, FakeReranker(), settings_for(model), time.time, lambda: None),
+        gate=OwnersGate(socket, TIMEOUT_S, sees_every_write=True),
+        models=Serving(store, embedder, lambda name: FakeEmbedder(name, MODELS[name])),
+        reached=reached,
+    )
+    checkpoint = None
+    with contextlib.suppress(FileNotFoundError):
+        checkpoint = msgspec.json.decode(saved.read_bytes())
+    ended = drive(reindex(Job("t", TaskType.REINDEX, "docs", {}, checkpoint=checkpoint), tools), on_step)
+    assert isinstance(ended, Outcome)
+    print(msgspec.json.encode(ended.result).decode())
+
+
+if __name__ == "__main__":
+    what, *rest = sys.argv[1:]
+    if what == "owner":
+        own(Path(rest[0]), Path(rest[1]), rest[2])
+    else:
+        run_task(Path(rest[0]), Path(rest[1]), *rest[2:])

@@ -1,0 +1,143 @@
+"""Owns the control group of the task workers: in it the kernel gives them what nobody else wants, whatever their session.
+
+    v2, delegated (systemd: Delegate=cpu)     OURS/supervisor/   this process, the fork server, the store owner
+                                              OURS/workers/      cpu.idle = 1, or cpu.weight = 1
+    v1, in a group that is not the root       OURS/morgan-workers/   cpu.shares = 2
+
+Where none is ours to use, niceness, SCHED_IDLE and autogroup are what is left (workers/courtesy.py); they are set in any
+case. No quota: cpu.max lets a group run for 100 ms before it stops it for the rest, and pacing is finer (research: a quota
+alone gave way to a foreground step after 1.7 s).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import procfs
+
+log = logging.getLogger(__name__)
+
+LEAF, WORKERS, WORKERS_V1 = "supervisor", "workers", "morgan-workers"
+DELEGATED = ("user.delegate", "trusted.delegate")  # what systemd marks a delegated group with
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The group this process is in."""
+
+    folder: Path
+    is_v2: bool
+
+
+def places(groups: str, mounts: str) -> list[Place]:
+    """Return where this process's CPU group may be, the better first. `groups`: /proc/self/cgroup; `mounts`: /proc/mounts.
+
+    Not the root of a tree: everybody else is in there, too.
+    """
+    found: list[Place] = []
+    for line in groups.splitlines():
+        _, controllers, path = line.split(":", 2)
+        is_v2 = not controllers
+        if path == "/" or not (is_v2 or "cpu" in controllers.split(",")):
+            continue
+        for mount in mounts.splitlines():
+            _, point, kind, options, *_ = mount.split(" ")
+            if kind == ("cgroup2" if is_v2 else "cgroup") and (is_v2 or "cpu" in options.split(",")):
+                found.append(Place(Path(point + path), is_v2))
+                break
+    return sorted(found, key=lambda place: not place.is_v2)
+
+
+def own_places() -> list[Place]:
+    groups, mounts = procfs.read_text("/proc/self/cgroup"), procfs.read_text("/proc/self/mounts")
+    return places(groups or "", mounts or "")
+
+
+class WorkerGroup:
+    """`join` puts a worker into the group. Whatever fails is logged once and does without: `words` says what is in force."""
+
+    def __init__(self, folder: Path | None = None, words: str = "") -> None:
+        self._folder, self.words = folder, words
+
+    @classmethod
+    def open(cls, found: list[Place]) -> WorkerGroup:
+        """Make the group where one may be made; else return one that does nothing."""
+        for place in found:
+            try:
+                group = _open_v2(place.folder) if place.is_v2 else _open_v1(place.folder)
+            except OSError as error:
+                log.info("no control group in %s for the workers (%s): they are niced", place.folder, error)
+                continue
+            if group is not None:
+                log.info("workers run in the control group %s with %s", group._folder, group.words)
+                return group
+        return cls()
+
+    def join(self, pid: int) -> None:
+        """Put a process into the group; one that has ended is none of our concern."""
+        if self._folder is None:
+            return
+        try:
+            _write(self._folder / "cgroup.procs", str(pid))
+        except ProcessLookupError:
+            return
+        except OSError as error:
+            log.warning("the workers' control group is of no use any more (%s): they are niced", error)
+            self._folder, self.words = None, ""
+
+    def close(self) -> None:
+        """Remove the group once its workers have ended."""
+        if self._folder is not None:
+            with suppress(OSError):  # one is on its way out: the next start finds the group, and uses it
+                self._folder.rmdir()
+
+
+def _write(path: Path, text: str) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
+
+
+def is_delegated(folder: Path) -> bool:
+    """Say whether a v2 group was given to us: systemd marks it, or it belongs to the user we are (who is not root)."""
+    for name in DELEGATED:
+        with suppress(OSError):
+            if os.getxattr(folder, name) == b"1":
+                return True
+    return os.getuid() != 0 and folder.stat().st_uid == os.getuid()
+
+
+def _open_v2(folder: Path) -> WorkerGroup | None:
+    if folder.name == LEAF:  # an earlier one of us made it, and was started anew inside
+        folder = folder.parent
+    if not is_delegated(folder) or "cpu" not in (folder / "cgroup.controllers").read_text().split():
+        return None
+    pids = (folder / "cgroup.procs").read_text().split()
+    if any(int(pid) != os.getpid() and procfs.parent(int(pid)) != os.getpid() for pid in pids):
+        return None  # a terminal's, say: others would have to be moved
+    leaf, workers = folder / LEAF, folder / WORKERS
+    leaf.mkdir(exist_ok=True)
+    for pid in pids:  # a group with children may hold no process itself
+        with suppress(ProcessLookupError):
+            _write(leaf / "cgroup.procs", pid)
+    _write(folder / "cgroup.subtree_control", "+cpu")
+    workers.mkdir(exist_ok=True)
+    try:
+        _write(workers / "cpu.idle", "1")
+        return WorkerGroup(workers, "cpu.idle 1")
+    except OSError:  # before Linux 5.15
+        _write(workers / "cpu.weight", "1")
+        return WorkerGroup(workers, "cpu.weight 1")
+
+
+def _open_v1(folder: Path) -> WorkerGroup | None:
+    workers = folder / WORKERS_V1
+    workers.mkdir(exist_ok=True)
+    _write(workers / "cpu.shares", "2")  # the least there is
+    return WorkerGroup(workers, "cpu.shares 2")

@@ -1,0 +1,125 @@
+"""The workers' control group: planned from texts, made in a real v1 tree, and in a folder laid out as a delegated v2 one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from morgan.background.supervisor.cgroup import Place, WorkerGroup, places
+
+MOUNTS = """\
+cgroup /sys/fs/cgroup/cpu cgroup rw,relatime,cpu,cpuacct 0 0
+cgroup /sys/fs/cgroup/memory cgroup rw,relatime,memory 0 0
+cgroup2 /sys/fs/cgroup/unified cgroup2 rw,relatime 0 0
+"""
+CPU_TREE = Path("/sys/fs/cgroup/cpu")
+
+
+def test_the_own_group_is_found_in_both_trees_and_the_better_one_is_first() -> None:
+    groups = "4:cpu,cpuacct:/box\n2:memory:/box\n0::/system.slice/morgan.service\n"
+    assert places(groups, MOUNTS) == [
+        Place(Path("/sys/fs/cgroup/unified/system.slice/morgan.service"), is_v2=True),
+        Place(Path("/sys/fs/cgroup/cpu/box"), is_v2=False),
+    ]
+
+
+def test_the_root_of_a_tree_is_nobodys() -> None:
+    assert places("4:cpu,cpuacct:/\n0::/\n", MOUNTS) == []
+    assert places("0::/a\n", "") == []
+
+
+@pytest.fixture
+def real_group() -> Iterator[Path]:
+    """A group of this test's own in the v1 tree."""
+    if not os.access(CPU_TREE, os.W_OK) or not (CPU_TREE / "cpu.shares").exists():
+        pytest.skip("no v1 tree of control groups that may be written")
+    folder = CPU_TREE / f"morgan-test-{os.getpid()}"
+    folder.mkdir()
+    yield folder
+    folder.rmdir()
+
+
+def test_a_worker_joins_a_real_group_and_the_group_goes_with_it(real_group: Path) -> None:
+    group = WorkerGroup.open([Place(real_group, is_v2=False)])
+    assert group.words == "cpu.shares 2"
+    made = real_group / "morgan-workers"
+    assert (made / "cpu.shares").read_text().strip() == "2"
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as worker:
+        group.join(worker.pid)
+        assert str(worker.pid) in (made / "cgroup.procs").read_text().split()
+        again = WorkerGroup.open([Place(real_group, is_v2=False)])  # of a supervisor that was killed and started again
+        assert again.words == "cpu.shares 2"
+        worker.communicate(b"\n")
+    group.join(worker.pid)  # it has ended: nothing happens
+    assert group.words == "cpu.shares 2"
+    group.close()
+    assert not made.exists()
+
+
+def test_a_group_that_vanishes_leaves_the_workers_niced(real_group: Path) -> None:
+    group = WorkerGroup.open([Place(real_group, is_v2=False)])
+    (real_group / "morgan-workers").rmdir()
+    group.join(os.getpid())
+    assert group.words == ""
+    group.join(os.getpid())
+    group.close()
+
+
+@pytest.fixture
+def fake_v2_group(tmp_path: Path) -> Path:
+    """Not a control group: a folder with the files of a delegated one."""
+    folder = tmp_path / "morgan.service"
+    for name in (folder, folder / "workers", folder / "supervisor"):
+        name.mkdir()
+        (name / "cgroup.procs").write_text("")
+    (folder / "cgroup.controllers").write_text("cpu memory\n")
+    (folder / "cgroup.procs").write_text(f"{os.getpid()}\n")
+    (folder / "cgroup.subtree_control").write_text("")
+    (folder / "workers" / "cpu.idle").write_text("0")
+    try:
+        os.setxattr(folder, "user.delegate", b"1")
+    except OSError:
+        pytest.skip("no extended attributes in the temporary folder")
+    return folder
+
+
+def test_a_delegated_group_is_split_into_a_leaf_for_us_and_one_for_the_workers(fake_v2_group: Path) -> None:
+    group = WorkerGroup.open([Place(fake_v2_group, is_v2=True)])
+    assert group.words == "cpu.idle 1"
+    assert (fake_v2_group / "workers" / "cpu.idle").read_text() == "1"
+    assert (fake_v2_group / "cgroup.subtree_control").read_text() == "+cpu"
+    assert (fake_v2_group / "supervisor" / "cgroup.procs").read_text() == str(os.getpid())
+    group.join(77)
+    assert (fake_v2_group / "workers" / "cgroup.procs").read_text() == "77"
+
+
+def test_without_cpu_idle_the_weight_is_the_least(fake_v2_group: Path) -> None:
+    (fake_v2_group / "workers" / "cpu.idle").unlink()
+    (fake_v2_group / "workers" / "cpu.weight").write_text("100")
+    assert WorkerGroup.open([Place(fake_v2_group, is_v2=True)]).words == "cpu.weight 1"
+    assert (fake_v2_group / "workers" / "cpu.weight").read_text().startswith("1")
+
+
+def test_a_group_that_others_are_in_is_left_alone(fake_v2_group: Path) -> None:
+    (fake_v2_group / "cgroup.procs").write_text(f"{os.getpid()}\n{os.getppid()}\n")
+    assert WorkerGroup.open([Place(fake_v2_group, is_v2=True)]).words == ""
+    assert (fake_v2_group / "cgroup.subtree_control").read_text() == ""
+
+
+def test_a_group_that_is_not_ours_or_has_no_cpu_controller_is_left_alone(fake_v2_group: Path) -> None:
+    (fake_v2_group / "cgroup.controllers").write_text("memory\n")
+    assert WorkerGroup.open([Place(fake_v2_group, is_v2=True)]).words == ""
+    os.removexattr(fake_v2_group, "user.delegate")
+    (fake_v2_group / "cgroup.controllers").write_text("cpu\n")
+    if os.getuid() == 0:
+        assert WorkerGroup.open([Place(fake_v2_group, is_v2=True)]).words == ""
+    assert (fake_v2_group / "cgroup.subtree_control").read_text() == ""
+
+
+def test_a_group_that_may_not_be_written_is_done_without(tmp_path: Path) -> None:
+    assert WorkerGroup.open([Place(tmp_path / "gone", is_v2=False), Place(tmp_path / "gone", is_v2=True)]).words == ""

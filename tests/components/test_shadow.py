@@ -1,0 +1,341 @@
+"""Re-indexing by a new version beside the one in use: real engine, real owner's service, applications writing meanwhile."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench.fake_embedder import FakeEmbedder, FakeReranker
+from morgan.background.ipc import calls
+from morgan.background.ipc.errors import InvalidArgument, SwapImpossible, VectorSizeMismatch
+from morgan.background.ipc.messages import Failure
+from morgan.background.ipc.records import Point, PointId, QueryJob, TaskType
+from morgan.background.ipc.settings import GateSettings, ModelSettings, WorkerSettings
+from morgan.background.workers.edge import EdgeStore
+from morgan.background.workers.owner import OwnerService
+from morgan.background.workers.reindexing import reindex
+from morgan.background.workers.serving import KNOWN_S, Serving
+from morgan.background.workers.task import Job, Outcome, Step, Tools, Verdict, drive
+from morgan.background.workers.versions import kept_versions
+from morgan.background.workers.watches import Touched
+
+SMALL = WorkerSettings(
+    model=ModelSettings(name="new"), scroll_size=8, gate=GateSettings(queries=10, latency_floor_ms=1000.0)
+)
+TEXTS = {number: f"document {number} on topic {number % 7}" for number in range(40)}
+
+
+class ServiceGate:
+    """The write gate of an owner's service in this process: what OwnersGate asks over a socket."""
+
+    sees_every_write = True
+
+    def __init__(self, service: OwnerService) -> None:
+        self._service = service
+
+    def _ask(self, call: calls.Call) -> Any:
+        answer = self._service.answer(call)
+        assert not isinstance(answer, Failure), answer
+        return answer
+
+    def watch(self, collection: str) -> tuple[int, int]:
+        answer = self._ask(calls.Watch(collection=collection))
+        return answer.token, answer.seq
+
+    def touched(self, token: int, seq: int) -> Touched | None:
+        answer = self._ask(calls.TouchedSince(token=token, seq=seq))
+        return Touched(answer.ids, answer.seq, is_whole=answer.is_whole) if answer.is_known else None
+
+    def hold(self, token: int, for_s: float) -> None:
+        self._ask(calls.Hold(token=token, for_s=for_s))
+
+    def swap(self, old: str, new: str, *, kept_as: str, rename_to: str, token: int, seq: int) -> bool:
+        call = calls.Swap(old=old, new=new, kept_as=kept_as, rename_to=rename_to, token=token, seq=seq)
+        return bool(self._ask(call).count)
+
+
+class House:
+    """An embedded store with its owner's service, "docs" made by the model "old", and the tools of a task for "new"."""
+
+    def __init__(self, path: Path, name: str = "docs") -> None:
+        self.store = EdgeStore(path)
+        self.old, self.new = FakeEmbedder("old", 16), FakeEmbedder("new", 24)
+        self.changes: list[Any] = []
+        self.ticks = itertools.count(step=KNOWN_S)  # every look at a collection's model is a fresh one
+        old_settings = replace_model(SMALL, "old")
+        writer = OwnerService(self.store, self.old, FakeReranker(), old_settings, lambda _: None, lambda _: None)
+        self.store.create(name, 16)
+        answer = writer.answer(calls.Upsert(collection=name, points=points_of(TEXTS)))
+        assert isinstance(answer, calls.Changed), answer
+        load = {"old": self.old}.__getitem__
+        self.owner = OwnerService(
+            *(self.store, self.new, FakeReranker(), SMALL, lambda _: None, self.changes.append), load=load
+        )
+        models = Serving(self.store, self.new, load, clock=lambda: next(self.ticks))
+        self.tools = Tools(
+            *(self.store, self.new, FakeReranker(), SMALL, lambda: 1_800_000_000.0, lambda: None),
+            gate=ServiceGate(self.owner),
+            models=models,
+        )
+
+    def ask(self, call: calls.Call) -> Any:
+        return self.owner.answer(call)
+
+    def write(self, texts: dict[int, str]) -> None:
+        """Write as an application does that leaves embedding to the owner."""
+        answer = self.ask(calls.Upsert(collection="docs", points=points_of(texts)))
+        assert isinstance(answer, calls.Changed), answer
+
+    def run(self, on_step: Callable[[Step], Verdict] = lambda _: Verdict.GO_ON, **params: Any) -> dict[str, Any]:
+        ended = drive(reindex(Job("t", TaskType.REINDEX, "docs", params), self.tools), on_step)
+        assert isinstance(ended, Outcome)
+        return ended.result
+
+    def points(self, name: str = "docs") -> dict[PointId, Point]:
+        return {point.id: point for point in self.store.scroll(name, limit=10_000, with_vectors=True)[0]}
+
+    def check(self, texts: dict[int, str]) -> None:
+        """Every live point has the vector of its current text by the new model; nothing else is there."""
+        held = self.points()
+        assert {number: point.payload["text"] for number, point in held.items()} == texts
+        for number, text in texts.items():
+            vector = np.frombuffer(held[number].vector or b"", "<f4")
+            assert vector @ self.new.embed([text])[0] == pytest.approx(1.0, abs=1e-5)
+
+
+def replace_model(settings: WorkerSettings, name: str) -> WorkerSettings:
+    return WorkerSettings(model=ModelSettings(name=name), scroll_size=settings.scroll_size, gate=settings.gate)
+
+
+def points_of(texts: dict[int, str]) -> tuple[Point, ...]:
+    return tuple(Point(id=number, payload={"text": text}) for number, text in texts.items())
+
+
+def vectors_of(texts: dict[int, str], embedder: FakeEmbedder) -> tuple[Point, ...]:
+    vectors = embedder.embed(list(texts.values()))
+    rows = zip(texts.items(), vectors, strict=True)
+    return tuple(Point(id=n, payload={"text": text}, vector=vector.tobytes()) for (n, text), vector in rows)
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    house = House(tmp_path)
+    yield house
+    house.store.close()
+
+
+def test_a_new_model_gets_a_version_of_its_own_and_the_old_one_is_kept(house: House) -> None:
+    result = house.run()
+    assert (result["success"], result["swapped"], result["how"]) == (True, True, "shadow")
+    assert result["documents_embedded"] == len(TEXTS)
+    house.check(TEXTS)
+    served = house.store.info("docs")
+    assert served.vector_size == 24
+    (kept,) = kept_versions(house.store.collections())
+    assert (kept.base, kept.until_at) == ("docs", 1_800_000_000.0 + SMALL.retention_s)
+    assert house.store.info(kept.alias).vector_size == 16
+    assert "no worse" in result["gate"]
+    assert result["gate_figures"]["queries"] == 10
+
+
+def test_what_is_written_and_deleted_meanwhile_is_in_the_new_version(house: House) -> None:
+    texts, steps = dict(TEXTS), 0
+
+    def on_step(_: Step) -> Verdict:
+        nonlocal steps
+        if house.store.info("docs").vector_size == 16:
+            steps += 1
+            changed = {steps: f"changed in step {steps}", 1000 + steps: f"new in step {steps}"}
+            house.write(changed)
+            texts.update(changed)
+            gone = 39 - steps
+            house.ask(calls.Delete(collection="docs", ids=(gone,)))
+            texts.pop(gone, None)
+        return Verdict.GO_ON
+
+    result = house.run(on_step)
+    assert result["swapped"]
+    assert steps > 5
+    house.check(texts)
+
+
+def test_at_every_step_searches_find_one_whole_version(house: House) -> None:
+    sizes: list[tuple[int, int]] = []
+
+    def on_step(_: Step) -> Verdict:
+        info = house.store.info("docs")
+        sizes.append((info.vector_size, info.points))
+        answer = house.ask(
+            calls.SearchVectors(
+                collection="docs", vectors=house.tools.searching("docs").embed(["document 1"]).tobytes(), count=1
+            )
+        )
+        assert len(answer.hits[0]) == 10
+        return Verdict.GO_ON
+
+    house.run(on_step)
+    assert set(sizes) == {(16, 40), (24, 40)}
+    assert sizes == sorted(sizes)
+
+
+@pytest.mark.parametrize("at", range(1, 40))
+def test_stopped_after_any_step_it_goes_on_there(house: House, at: int) -> None:
+    seen: list[Step] = []
+
+    def stop(step: Step) -> Verdict:
+        seen.append(step)
+        return Verdict.PAUSE if len(seen) == at else Verdict.GO_ON
+
+    ended = drive(reindex(Job("t", TaskType.REINDEX, "docs", {}), house.tools), stop)
+    if isinstance(ended, Outcome):
+        return
+    checkpoint = next((step.checkpoint for step in reversed(seen) if step.checkpoint), None)
+    house.write({3: "written while it was stopped"})
+    embedded_before = house.new.texts
+    job = Job("t", TaskType.REINDEX, "docs", {}, checkpoint=checkpoint)
+    ended = drive(reindex(job, house.tools), lambda _: Verdict.GO_ON)
+    assert isinstance(ended, Outcome)
+    assert ended.result["success"]
+    assert house.new.texts - embedded_before <= len(TEXTS) + 40  # queries of the gate, and what is left
+    if house.store.info("docs").vector_size == 24 and ended.result.get("swapped"):
+        (kept,) = kept_versions(house.store.collections())
+        assert house.store.info(kept.alias).vector_size == 16
+
+
+def test_a_collection_without_an_alias_is_renamed_with_the_swap(house: House) -> None:
+    house.run()
+    names = {info.name: info.aliases for info in house.store.collections()}
+    assert names["docs__v2"] == ("docs",)
+    assert all(alias.startswith("docs__kept_until_") for alias in names.pop("docs__v1"))
+    assert len(names) == 1
+
+
+def test_roll_back_restores_the_exact_answers(house: House) -> None:
+    vectors = house.old.embed(["document 1 on topic 1", "topic 5"])
+    before = house.store.search("docs", vectors, limit=10)
+    house.run()
+    done = house.ask(calls.RollBack(collection="docs"))
+    assert isinstance(done, calls.RolledBack), done
+    assert house.store.search("docs", vectors, limit=10) == before
+    assert house.store.info(done.kept_as).vector_size == 24
+    forward = house.ask(calls.RollBack(collection="docs"))  # and forward again
+    assert isinstance(forward, calls.RolledBack)
+    assert house.store.info("docs").vector_size == 24
+    assert len(kept_versions(house.store.collections())) == 1
+
+
+def test_roll_back_is_refused_where_documents_were_written_since_unless_forced(house: House) -> None:
+    house.run()
+    house.ask(calls.Upsert(collection="docs", points=(Point(id=77, payload={"text": "since the swap"}),)))
+    refused = house.ask(calls.RollBack(collection="docs"))
+    assert isinstance(refused, Failure)
+    assert "1 documents" in refused.message
+    assert "77" in refused.message
+    assert "--force" in refused.message
+    assert house.store.info("docs").vector_size == 24
+    assert isinstance(house.ask(calls.RollBack(collection="docs", is_forced=True)), calls.RolledBack)
+
+
+def test_roll_back_without_a_kept_version_says_so(house: House) -> None:
+    refused = house.ask(calls.RollBack(collection="docs"))
+    assert isinstance(refused, Failure)
+    assert "no earlier version" in refused.message
+
+
+def test_a_deliberately_worse_model_is_refused_and_the_old_index_is_untouched(house: House) -> None:
+    judged = tuple(QueryJob(text=text, judgments={str(number): 1.0}) for number, text in TEXTS.items())
+    house.new.is_blind = True  # every text gets one of two vectors
+    before = house.points()
+    ended = drive(reindex(Job("t", TaskType.REINDEX, "docs", {}, judged), house.tools), lambda _: Verdict.GO_ON)
+    assert isinstance(ended, Outcome)
+    assert (ended.result["success"], ended.result["swapped"]) == (False, False)
+    assert "nDCG@10 fell" in ended.result["error_message"]
+    assert ended.after_score is not None
+    assert ended.before_score is not None
+    assert ended.after_score < ended.before_score
+    assert house.points() == before
+    assert [info.name for info in house.store.collections()] == ["docs"]
+
+
+def test_a_model_that_cannot_be_loaded_any_more_is_not_replaced_unseen(house: House) -> None:
+    tools = replace(house.tools, models=None)
+    ended = drive(reindex(Job("t", TaskType.REINDEX, "docs", {}), tools), lambda _: Verdict.GO_ON)
+    assert isinstance(ended, Outcome)
+    assert not ended.result["success"]
+    assert "cannot be loaded" in ended.result["error_message"]
+    ended = drive(reindex(Job("t", TaskType.REINDEX, "docs", {"without_gate": True}), tools), lambda _: Verdict.GO_ON)
+    assert isinstance(ended, Outcome)
+    assert ended.result["swapped"]
+
+
+def test_what_an_earlier_attempt_left_is_cleared_away(house: House) -> None:
+    count = 0
+
+    def stop(_: Step) -> Verdict:
+        nonlocal count
+        count += 1
+        return Verdict.CANCEL if count == 6 else Verdict.GO_ON
+
+    assert drive(reindex(Job("t", TaskType.REINDEX, "docs", {}), house.tools), stop) is Verdict.CANCEL
+    assert len(house.store.collections()) == 2
+    house.run()
+    house.check(TEXTS)
+    assert len(house.store.collections()) == 2  # the served one and the kept one
+
+
+def test_points_without_text_are_kept_and_counted(house: House) -> None:
+    bare = Point(id=500, payload={"title": "no text"}, vector=np.ones(16, "<f4").tobytes())
+    house.ask(calls.Upsert(collection="docs", points=(bare,)))
+    result = house.run()
+    assert result["documents_without_text"] == 1
+    assert house.points()[500].payload == {"title": "no text"}
+
+
+def test_vectors_of_the_configured_model_without_stamps_are_adopted_and_not_embedded(house: House) -> None:
+    house.store.create("foreign", 24)
+    house.store.upsert("foreign", list(vectors_of(TEXTS, house.new)))
+    job = Job("t", TaskType.REINDEX, "foreign", {})
+    ended = drive(reindex(job, house.tools), lambda _: Verdict.GO_ON)
+    assert isinstance(ended, Outcome)
+    assert (ended.result["documents_adopted"], ended.result["documents_embedded"]) == (40, 0)
+    before = house.new.texts
+    again = drive(reindex(job, house.tools), lambda _: Verdict.GO_ON)
+    assert isinstance(again, Outcome)
+    assert again.result["documents_unchanged"] == 40
+    assert house.new.texts == before
+
+
+def test_vectors_of_an_unknown_model_are_not_replaced_unasked(house: House) -> None:
+    house.store.create("foreign", 24)
+    house.store.upsert("foreign", list(vectors_of(TEXTS, FakeEmbedder("stranger", 24))))
+    with pytest.raises(VectorSizeMismatch, match="force_rebuild"):
+        drive(reindex(Job("t", TaskType.REINDEX, "foreign", {}), house.tools), lambda _: Verdict.GO_ON)
+    with pytest.raises(InvalidArgument, match="without_gate"):
+        drive(
+            reindex(Job("t", TaskType.REINDEX, "foreign", {"force_rebuild": True}), house.tools),
+            lambda _: Verdict.GO_ON,
+        )
+
+
+def test_versions_whose_time_is_over_are_dropped(house: House) -> None:
+    house.run()
+    house.owner.drop_expired(1_800_000_000.0 + SMALL.retention_s - 1)
+    assert len(house.store.collections()) == 2
+    house.owner.drop_expired(1_800_000_000.0 + SMALL.retention_s + 1)
+    assert [info.vector_size for info in house.store.collections()] == [24]
+    house.check(TEXTS)
+
+
+def test_a_name_that_cannot_be_swapped_is_refused_with_what_can_be_done(house: House) -> None:
+    class Unrenaming(EdgeStore):
+        can_rename = False
+
+    house.store.__class__ = Unrenaming
+    with pytest.raises(SwapImpossible, match="adopt-alias docs"):
+        house.run()

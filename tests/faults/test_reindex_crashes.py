@@ -1,0 +1,157 @@
+"""A re-index killed at every named point, while an application writes and deletes: real processes, a real store, SIGKILL.
+
+Afterwards every live point has the vector of its current text, nothing deleted is back, nothing acknowledged is lost, and
+no search ever saw an empty or half-built collection.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench.fake_embedder import FakeEmbedder
+from morgan.background.ipc.errors import MorganError, StoreUnavailable
+from morgan.background.ipc.records import Point
+from morgan.background.workers.remote import RemoteStore
+
+POINTS = 150
+POINTS_OF_CRASH = (
+    "created",
+    "named",
+    "copied",
+    "indexed",
+    "copied again",
+    "caught up",
+    "judged",
+    "swapped",
+    "settled",
+)
+
+
+class House:
+    """An owner process, task processes beside it, and an application in this one that writes without a pause."""
+
+    def __init__(self, folder: Path, socket: Path) -> None:
+        self.folder, self.socket = folder, socket
+        self.owner = self.start_owner("old")
+        self.store = RemoteStore(socket, 3.0)
+        self.texts = {number: f"document {number} of topic {number % 9}" for number in range(POINTS)}
+        self.unsure: set[int] = set()  # written or deleted without an answer: either state is right
+        self.problems: list[str] = []
+        self.store.create("docs", 16)
+        self._upsert(self.texts)
+
+    def start_owner(self, model: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "bench.reindex_house", "owner", str(self.folder), str(self.socket), model]
+        return subprocess.Popen(command)
+
+    def restart_owner(self, model: str) -> None:
+        self.owner.kill()
+        self.owner.wait()
+        self.owner = self.start_owner(model)
+
+    def task(self, *crash: str) -> subprocess.CompletedProcess[bytes]:
+        command = [
+            sys.executable,
+            "-m",
+            "bench.reindex_house",
+            "task",
+            str(self.folder),
+            str(self.socket),
+            "new",
+            *crash,
+        ]
+        return subprocess.run(command, capture_output=True, timeout=120, check=False)
+
+    def _upsert(self, texts: dict[int, str]) -> None:
+        self.store.upsert("docs", [Point(id=number, payload={"text": text}) for number, text in texts.items()])
+
+    def write(self, stop: threading.Event, until: int) -> None:
+        """Be the application: change, add, delete, and search, as fast as answers come. Until told to stop."""
+        rng = np.random.default_rng(5)
+        turn = 0
+        while not stop.is_set() and turn < until:
+            turn += 1
+            number = int(rng.integers(0, 2 * POINTS))
+            is_delete = rng.random() < 0.3
+            text = f"turn {turn} of document {number}"
+            try:
+                if is_delete:
+                    self.store.delete("docs", [number])
+                    self.texts.pop(number, None)
+                else:
+                    self._upsert({number: text})
+                    self.texts[number] = text
+                self.unsure.discard(number)
+                if turn % 5 == 0 and (seen := self.store.info("docs").points) < POINTS // 3:
+                    self.problems.append(f"a collection of {seen} points was seen")
+            except StoreUnavailable:
+                self.unsure.add(number)
+            except MorganError as error:
+                self.problems.append(f"{type(error).__name__}: {error}")
+
+    def check(self) -> None:
+        held = {point.id: point for point in self.store.scroll("docs", limit=1000, with_vectors=True)[0]}
+        embedder = FakeEmbedder("new", 24)
+        assert self.problems == []
+        for number, point in held.items():
+            (wanted,) = embedder.embed([point.payload["text"]])
+            assert np.frombuffer(point.vector or b"", "<f4") @ wanted == pytest.approx(1.0, abs=1e-5)
+            if number not in self.unsure:
+                assert point.payload["text"] == self.texts.get(int(number)), (
+                    "a deleted point is back, or a write is lost"
+                )
+        missing = set(self.texts) - set(held) - self.unsure
+        assert not missing, "acknowledged writes are lost"
+
+    def close(self) -> None:
+        self.store.close()
+        self.owner.kill()
+        self.owner.wait()
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    sockets = Path(tempfile.mkdtemp(prefix="morgan-"))  # a socket's path holds 107 bytes
+    house = House(tmp_path, sockets / "owner")
+    yield house
+    house.close()
+    shutil.rmtree(sockets)
+
+
+@pytest.mark.parametrize("victim", ["task", "owner"])
+@pytest.mark.parametrize("point", POINTS_OF_CRASH)
+def test_killed_at_any_point_it_loses_nothing_and_ends_with_the_new_version(
+    house: House, point: str, victim: str
+) -> None:
+    house.restart_owner("new")
+    stop = threading.Event()
+    application = threading.Thread(target=house.write, args=(stop, 20_000))
+    application.start()
+    try:
+        first = house.task(point, *(["owner"] if victim == "owner" else []))
+        if victim == "task":
+            assert first.returncode == -signal.SIGKILL, first.stderr.decode()[-2000:]
+        else:
+            house.owner.wait()
+            house.restart_owner("new")
+        assert (house.folder / "crashed").read_text() == point
+        done = house.task()
+        assert done.returncode == 0, done.stderr.decode()[-2000:]
+    finally:
+        stop.set()
+        application.join()
+    result = json.loads(done.stdout)
+    assert result["success"], result
+    assert house.store.info("docs").vector_size == 24
+    house.check()

@@ -1,0 +1,168 @@
+"""Owns the re-index in place: embed the points whose text, model or revision is not what their stamp says. Resumable.
+
+page of points ─▶ stale ones ─▶ embed ─▶ rewrite those whose text is still the same ─▶ checkpoint ─▶ next page
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from ..ipc.commands import PointsChanged
+from ..ipc.errors import TextFieldNotFound
+from ..ipc.records import CollectionInfo, Point, PointId, QueryJob, TaskProgress
+from .changes import written
+from .fingerprint import fingerprint, is_stamped
+from .quality import is_judged, ndcg
+from .task import Job, Outcome, Step, Steps, Tools
+from .texts import Maker, note_fields, sort
+from .vectors import Rewrite
+
+K = 10
+QUERIES_AT_ONCE = 32
+
+
+class InPlace(msgspec.Struct, tag="in_place", tag_field="kind"):
+    """Where it stands: the next page's first id, and what was counted before it."""
+
+    made_for: str = ""  # collection, model and revision: under another the pages before `after` are not done
+    judged_for: str = ""  # which queries and judgments `before` is of: on others it compares nothing
+    is_adopting: bool = False
+    is_rebuild: bool = False
+    after: PointId | None = None
+    is_through: bool = False  # there is no next page: what is left is to measure
+    seen: int = 0
+    embedded: int = 0
+    adopted: int = 0
+    unchanged: int = 0
+    without_text: int = 0
+    changed_meanwhile: int = 0
+    before: float | None = None  # mean nDCG@10 before the first write
+    elapsed_s: float = 0.0
+
+
+def refresh(job: Job, tools: Tools, info: CollectionInfo, maker: Maker, at: InPlace) -> Steps:
+    """Bring every point's vector up to its text. Points without text are counted and left as they are.
+
+    Raises TextFieldNotFound where no point has the field.
+    """
+    store, model = tools.store, tools.settings.model
+    judged = [query for query in job.queries if is_judged(query.judgments)]
+    judged_for = _name_of(judged)
+    began_at, elapsed_before_s, seen_before = tools.clock(), at.elapsed_s, at.seen
+    if judged and at.seen == 0:
+        yield Step(TaskProgress(done=at.seen, total=info.points, note="measuring the index as it is"))
+        at.before, at.judged_for = _mean_ndcg(judged, job.collection, tools), judged_for
+        yield Step(TaskProgress(done=at.seen, total=info.points, note="measured"), msgspec.to_builtins(at))
+    embedding_since = tools.clock()  # the measurement says nothing of how long the rest takes
+    fields: dict[str, int] = {}
+    while not at.is_through:
+        tools.pace()
+        changed: tuple[PointsChanged, ...] = ()
+        points, at_next = store.scroll(job.collection, after=at.after, limit=tools.settings.scroll_size)
+        page = sort(points, model.text_field, maker, is_rebuild=at.is_rebuild)
+        note_fields(fields, points)
+        at.without_text += len(page.bare)
+        at.unchanged += len(page.texts) - len(page.stale)
+        stale = to_embed(page.stale, is_adopting=at.is_adopting)
+        embedded = {point.id for point in stale}
+        if adopted := [one for one in page.stale if one.id not in embedded]:
+            at.adopted += store.rewrite(job.collection, [_rewrite(p, page.texts, None, tools, maker) for p in adopted])
+        if stale:
+            vectors = tools.embedder.embed([page.texts[point.id] for point in stale], pace=tools.pace)
+            rewrites = [_rewrite(p, page.texts, v, tools, maker) for p, v in zip(stale, vectors, strict=True)]
+            applied = store.rewrite(job.collection, rewrites)
+            rewritten = [Point(id=point.id, vector=v.tobytes()) for point, v in zip(stale, vectors, strict=True)]
+            changed = (written(info, rewritten, is_soft=True),)
+            at.embedded += applied
+            at.changed_meanwhile += len(rewrites) - applied
+        at.seen += len(points)
+        now = tools.clock()
+        at.after, at.is_through, at.elapsed_s = at_next, at_next is None, elapsed_before_s + now - began_at
+        yield Step(
+            TaskProgress(
+                done=at.seen,
+                total=max(info.points, at.seen),
+                note="embedding what changed",
+                eta_s=eta_s(now - embedding_since, at.seen - seen_before, info.points - at.seen),
+            ),
+            msgspec.to_builtins(at),
+            changes=changed,
+        )
+    if at.seen and at.without_text == at.seen:
+        raise TextFieldNotFound(no_text(job.collection, model.text_field, fields))
+    after = None
+    if at.before is not None and at.judged_for == judged_for:
+        after = _mean_ndcg(judged, job.collection, tools) if at.embedded else at.before
+    else:
+        at.before = None  # judgments came or went since the first write
+    at.elapsed_s = elapsed_before_s + tools.clock() - began_at
+    return Outcome(
+        result=_result(job, at, tools, after),
+        metric=None if after is None else f"nDCG@{K}",
+        before_score=at.before,
+        after_score=after,
+    )
+
+
+def to_embed(stale: Sequence[Point], *, is_adopting: bool) -> list[Point]:
+    """Return those of the stale points that are embedded: where vectors are adopted, not those without a stamp."""
+    return [point for point in stale if not is_adopting or is_stamped(point.payload)]
+
+
+def no_text(collection: str, field: str, longest: dict[str, int]) -> str:
+    """Return the message for a collection without the text field; `longest`: the sum of each text field's lengths."""
+    return (
+        f"no point of {collection!r} has the text field {field!r}"
+        + (f"; the longest text is in {max(longest, key=lambda f: longest[f])!r}" if longest else "")
+        + ": set [model] text_field"
+    )
+
+
+def eta_s(elapsed_s: float, done: int, left: int) -> float | None:
+    """Return the seconds until `left` more are done at the rate of this attempt; None where nothing is known yet."""
+    return elapsed_s / done * max(left, 0) if done > 0 else None
+
+
+def _rewrite(point: Point, texts: dict[PointId, str], vector: np.ndarray | None, tools: Tools, maker: Maker) -> Rewrite:
+    mark = maker.stamp(texts[point.id])
+    return Rewrite(point.id, vector, tools.settings.model.text_field, mark["fp"], mark)
+
+
+def _name_of(judged: Sequence[QueryJob]) -> str:
+    """Return a name of these queries and their judgments."""
+    return fingerprint(repr(sorted((query.text, sorted(query.judgments.items())) for query in judged)))
+
+
+def _mean_ndcg(judged: Sequence[QueryJob], collection: str, tools: Tools) -> float:
+    """Return the mean nDCG@10 of exact search over judged queries: of the vectors, not of the index over them."""
+    scores: list[float] = []
+    for start in range(0, len(judged), QUERIES_AT_ONCE):
+        some = judged[start : start + QUERIES_AT_ONCE]
+        vectors = tools.embedder.embed([query.text for query in some], pace=tools.pace)
+        lists = tools.store.search(collection, vectors, limit=K, exact=True)
+        scores += [ndcg([hit.id for hit in hits], q.judgments, K) for q, hits in zip(some, lists, strict=True)]
+    return float(np.mean(scores))
+
+
+def _result(job: Job, at: InPlace, tools: Tools, after: float | None) -> dict[str, object]:
+    return {
+        "success": True,
+        "collection_name": job.collection,
+        "how": "in_place",
+        "documents_processed": at.seen,
+        "documents_embedded": at.embedded,
+        "documents_adopted": at.adopted,
+        "documents_unchanged": at.unchanged,
+        "documents_without_text": at.without_text,
+        "documents_changed_meanwhile": at.changed_meanwhile,
+        "processing_time_seconds": at.elapsed_s,
+        "model": tools.settings.model.name,
+        "quality_metric": None if after is None else f"nDCG@{K}",
+        "quality_before": at.before,
+        "quality_after": after,
+        "quality_improvement": None if after is None or at.before is None else after - at.before,
+        "error_message": None,
+    }

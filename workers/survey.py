@@ -1,0 +1,154 @@
+"""Owns how a collection is to be re-indexed: what its stamps and a sample of its vectors say, and the plan made of that.
+
+stamps of the configured model ─▶ in place: only what changed
+no stamps, vectors are the model's ─▶ in place: stamps alone (adopted)
+stamps of another model, or a rebuild ─▶ shadow and swap
+no stamps, vectors of an unknown model ─▶ refused: an application may depend on them
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Generator
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+
+from ..ipc.errors import SwapImpossible, VectorSizeMismatch
+from ..ipc.records import CollectionInfo, PointId, TaskProgress
+from .fingerprint import is_stamped, maker_of
+from .task import Step, Tools
+from .texts import Maker, text_of
+
+SAMPLED = 64  # all of them are the model's: then, at 95 %, at most 4.6 % of the rest are not (1 - 0.05^(1/64))
+SAME = 0.999  # cosine above which two vectors are the same text's and model's; other hardware rounds within 1e-5
+SURVEY_PAGE = 256  # points read at once: only payloads
+
+
+class Plan(StrEnum):
+    IN_PLACE = "in_place"  # embed what is stale where it is
+    ADOPT = "adopt"  # the same, and stamp what has no stamp without embedding it
+    SHADOW = "shadow"  # build the next version beside it, and swap
+
+
+@dataclass(slots=True)
+class Survey:
+    with_text: int = 0
+    unstamped: int = 0
+    makers: Counter[tuple[str, str]] = field(default_factory=Counter)  # (model, revision) of stamped points
+    sample: list[PointId] = field(default_factory=list)  # of those without a stamp
+    matched: int = 0  # of the sample: their vector is that of their text by the configured model
+
+    def made_by(self, maker: Maker) -> str:
+        """Return the name of the model that made most vectors; "" where it is not known."""
+        if self.makers:
+            return self.makers.most_common(1)[0][0][0]
+        return maker.model if self.matched * 2 > len(self.sample) else ""
+
+
+def surveyed(collection: str, tools: Tools, info: CollectionInfo) -> Generator[Step, None, Survey]:
+    """Read all payloads; then embed a sample of the points that have no stamp and compare it with their vectors."""
+    survey, chosen = Survey(), random.Random(0)
+    text_field, after, seen = tools.settings.model.text_field, None, 0
+    while True:
+        tools.pace()
+        points, after = tools.store.scroll(collection, after=after, limit=SURVEY_PAGE)
+        for point in points:
+            if text_of(point, text_field) is None:
+                continue
+            survey.with_text += 1
+            if not is_stamped(point.payload):
+                survey.unstamped += 1
+                _keep_fairly(survey.sample, point.id, survey.unstamped, chosen)
+            else:
+                survey.makers[maker_of(point.payload)] += 1
+        seen += len(points)
+        yield Step(TaskProgress(done=seen, total=max(info.points, seen), note="looking at what there is"))
+        if after is None:
+            break
+    if survey.sample and info.vector_size == tools.embedder.size:
+        survey.matched = _matching(collection, survey.sample, tools)
+    return survey
+
+
+def _keep_fairly(sample: list[PointId], one: PointId, seen: int, chosen: random.Random) -> None:
+    """Keep a uniform sample of a stream whose length is not known (Vitter 1985, algorithm R)."""
+    if len(sample) < SAMPLED:
+        sample.append(one)
+    elif (place := chosen.randrange(seen)) < SAMPLED:
+        sample[place] = one
+
+
+def _matching(collection: str, ids: list[PointId], tools: Tools) -> int:
+    """Return how many of some points have the vector of their text."""
+    text_field = tools.settings.model.text_field
+    points = tools.store.fetch(collection, ids, with_vectors=True)
+    held = [(text, p.vector) for p in points if (text := text_of(p, text_field)) is not None and p.vector is not None]
+    if not held:
+        return 0
+    made = tools.embedder.embed([text for text, _ in held], pace=tools.pace)
+    there = np.stack([np.frombuffer(vector, dtype="<f4") for _, vector in held])
+    norms = np.linalg.norm(there, axis=1) * np.linalg.norm(made, axis=1)
+    cosines = (there * made).sum(axis=1) / np.maximum(norms, 1e-12)
+    return int((cosines >= SAME).sum())
+
+
+def is_plain(collection: str, tools: Tools) -> bool:
+    """Say whether the first page shows a collection that is ours already: all stamped by the configured model."""
+    maker = tools.maker
+    points, _ = tools.store.scroll(collection, limit=tools.settings.scroll_size)
+    with_text = [point for point in points if text_of(point, tools.settings.model.text_field) is not None]
+    return all(maker_of(point.payload) == (maker.model, maker.revision) for point in with_text)
+
+
+def plan_of(
+    survey: Survey,
+    info: CollectionInfo,
+    maker: Maker,
+    size: int,
+    *,
+    is_rebuild: bool,
+    is_swappable: bool,
+    may_mix: bool,
+    distance: str = "",
+) -> Plan:
+    """Return how to re-index. `size`: of the configured model's vectors. `may_mix`: two models' vectors for a while.
+
+    Raises VectorSizeMismatch and SwapImpossible where it cannot be done without asking, with what can be asked for.
+    """
+    same = survey.makers[maker.model, maker.revision]
+    others = sum(survey.makers.values()) - same
+    strange = sum(count for (model, _), count in survey.makers.items() if model != maker.model)
+    is_another_shape = info.vector_size != size or distance not in ("", info.distance)
+    is_known = others > 0 or same > 0  # we have made vectors of it before: which model it has is our doing
+    if info.vector_size != size and not (is_known or is_rebuild):
+        raise VectorSizeMismatch(
+            f"{info.name!r} has vectors of {info.vector_size} dimensions, the model {maker.model!r} makes {size}: set"
+            " [model] name to the model that made them, or have all vectors made anew with force_rebuild"
+        )
+    if is_rebuild or is_another_shape or others > max(same, survey.unstamped):
+        if is_swappable:
+            return Plan.SHADOW
+        # of another revision of the same model: its weights are gone, and searches use the new ones already
+        if not is_another_shape and (may_mix or not strange):
+            return Plan.IN_PLACE
+        raise SwapImpossible(
+            f"{info.name!r} is addressed by its own name, so a version with other vectors cannot take its place without a"
+            f" gap: `morgan-background adopt-alias {info.name}` makes an alias of it (searches fail for some milliseconds)"
+            + (
+                ""
+                if is_another_shape
+                else "; or allow_mixed embeds in place: until it is through, searches mix two models"
+            )
+        )
+    if survey.unstamped and survey.matched == len(survey.sample) > 0:
+        return Plan.ADOPT
+    if survey.unstamped > same + others and survey.matched * 2 < len(survey.sample):
+        raise VectorSizeMismatch(
+            f"the vectors of {info.name!r} are not of the model {maker.model!r}: of {len(survey.sample)} sampled points"
+            f" {survey.matched} have the vector of their text. Set [model] name to the model that made them, or have all"
+            " vectors made anew with force_rebuild"
+        )
+    return Plan.IN_PLACE
