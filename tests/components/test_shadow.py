@@ -216,6 +216,16 @@ def test_a_collection_without_an_alias_is_renamed_with_the_swap(house: House) ->
     assert len(names) == 1
 
 
+def test_after_a_further_rebuild_one_way_back_is_kept(house: House) -> None:
+    house.run()
+    second = house.run(force_rebuild=True)
+    assert second["swapped"]
+    (kept,) = kept_versions(house.store.collections())
+    assert kept.collection == "docs__v2"
+    assert {info.name for info in house.store.collections()} == {"docs__v2", "docs__v3"}
+    house.check(TEXTS)
+
+
 def test_roll_back_restores_the_exact_answers(house: House) -> None:
     vectors = house.old.embed(["document 1 on topic 1", "topic 5"])
     before = house.store.search("docs", vectors, limit=10)
