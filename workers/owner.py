@@ -29,7 +29,7 @@ from .serving import Serving
 from .task import Embedder, Reranker, Tools
 from .texts import Maker
 from .vectors import STAMP_KEY, Rewrite, Vectors, VectorStore
-from .versions import serving_aliases
+from .versions import serving_aliases, versions_of
 from .watches import MAX_HOLD_S, Watches
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,8 @@ class OwnerService:
                 return calls.CollectionList(collections=(made,))
             case calls.Drop():
                 info = store.info(call.collection)
-                store.drop(call.collection)
+                for name in versions_of(call.collection, info, store.collections()):
+                    store.drop(name)
                 self._watches.end(info.name)
                 self._changed(changes.anything(changes.names_of(info)))
                 return calls.Changed(count=1)

@@ -40,6 +40,7 @@ class Survey:
     makers: Counter[tuple[str, str]] = field(default_factory=Counter)  # (model, revision) of stamped points
     sample: list[PointId] = field(default_factory=list)  # of those without a stamp
     matched: int = 0  # of the sample: their vector is that of their text by the configured model
+    distinct: int = 0  # vectors in the sample: where there is one, it stands in for those that are still to be made
 
     def made_by(self, maker: Maker) -> str:
         """Return the name of the model that made most vectors; "" where it is not known."""
@@ -69,7 +70,7 @@ def surveyed(collection: str, tools: Tools, info: CollectionInfo) -> Generator[S
         if after is None:
             break
     if survey.sample and info.vector_size == tools.embedder.size:
-        survey.matched = _matching(collection, survey.sample, tools)
+        survey.matched, survey.distinct = _matching(collection, survey.sample, tools)
     return survey
 
 
@@ -81,18 +82,18 @@ def _keep_fairly(sample: list[PointId], one: PointId, seen: int, chosen: random.
         sample[place] = one
 
 
-def _matching(collection: str, ids: list[PointId], tools: Tools) -> int:
-    """Return how many of some points have the vector of their text."""
+def _matching(collection: str, ids: list[PointId], tools: Tools) -> tuple[int, int]:
+    """Return how many of some points have the vector of their text, and how many vectors there are."""
     text_field = tools.settings.model.text_field
     points = tools.store.fetch(collection, ids, with_vectors=True)
     held = [(text, p.vector) for p in points if (text := text_of(p, text_field)) is not None and p.vector is not None]
     if not held:
-        return 0
+        return 0, 0
     made = tools.embedder.embed([text for text, _ in held], pace=tools.pace)
     there = np.stack([np.frombuffer(vector, dtype="<f4") for _, vector in held])
     norms = np.linalg.norm(there, axis=1) * np.linalg.norm(made, axis=1)
     cosines = (there * made).sum(axis=1) / np.maximum(norms, 1e-12)
-    return int((cosines >= SAME).sum())
+    return int((cosines >= SAME).sum()), len({vector for _, vector in held})
 
 
 def is_plain(collection: str, tools: Tools) -> bool:
@@ -128,6 +129,9 @@ def plan_of(
             f"{info.name!r} has vectors of {info.vector_size} dimensions, the model {maker.model!r} makes {size}: set"
             " [model] name to the model that made them, or have all vectors made anew with force_rebuild"
         )
+    has_placeholders = survey.distinct <= 1 and not is_known and not is_another_shape
+    if has_placeholders:
+        return Plan.IN_PLACE  # nobody depends on them
     if is_rebuild or is_another_shape or others > max(same, survey.unstamped):
         if is_swappable:
             return Plan.SHADOW
@@ -145,7 +149,8 @@ def plan_of(
         )
     if survey.unstamped and survey.matched == len(survey.sample) > 0:
         return Plan.ADOPT
-    if survey.unstamped > same + others and survey.matched * 2 < len(survey.sample):
+    is_strange = survey.distinct > 1 and survey.matched * 2 < len(survey.sample)
+    if survey.unstamped > same + others and is_strange:
         raise VectorSizeMismatch(
             f"the vectors of {info.name!r} are not of the model {maker.model!r}: of {len(survey.sample)} sampled points"
             f" {survey.matched} have the vector of their text. Set [model] name to the model that made them, or have all"

@@ -99,3 +99,15 @@ def expired(collections: Iterable[CollectionInfo], now: float) -> list[str]:
     for kept in kept_versions(every):
         latest[kept.collection] = max(kept.until_at, latest.get(kept.collection, 0.0))
     return [name for name, until_at in latest.items() if until_at <= now and name not in searched]
+
+
+def versions_of(name: str, info: CollectionInfo, collections: Iterable[CollectionInfo]) -> list[str]:
+    """Return what goes when `name` is dropped: `info` itself, or for an alias that a swap made all of its versions.
+
+    Another alias is returned as it is, for the store to refuse it.
+    """
+    if name == info.name or not _number(name, info.name):
+        return [name]
+    every = list(collections)
+    ours = {building_alias(name)} | {kept.alias for kept in kept_versions(every) if kept.base == name}
+    return [info.name, *(one.name for one in every if one.name != info.name and ours & set(one.aliases))]

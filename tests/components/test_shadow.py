@@ -333,6 +333,21 @@ def test_vectors_of_an_unknown_model_are_not_replaced_unasked(house: House) -> N
         )
 
 
+def test_to_drop_a_name_that_a_swap_made_an_alias_drops_every_version(house: House) -> None:
+    house.run()
+    assert house.ask(calls.Drop(collection="docs")) == calls.Changed(count=1)
+    assert house.store.collections() == []
+
+
+def test_one_vector_for_all_points_stands_in_for_those_to_be_made(house: House) -> None:
+    house.store.create("foreign", 24)
+    flat = np.ones(24, "<f4").tobytes()
+    house.store.upsert("foreign", [Point(id=n, payload={"text": text}, vector=flat) for n, text in TEXTS.items()])
+    ended = drive(reindex(Job("t", TaskType.REINDEX, "foreign", {}), house.tools), lambda _: Verdict.GO_ON)
+    assert isinstance(ended, Outcome)
+    assert (ended.result["how"], ended.result["documents_embedded"]) == ("in_place", 40)
+
+
 def test_versions_whose_time_is_over_are_dropped(house: House) -> None:
     house.run()
     house.owner.drop_expired(1_800_000_000.0 + SMALL.retention_s - 1)

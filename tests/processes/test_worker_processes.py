@@ -87,7 +87,6 @@ def test_the_supervisor_never_loads_a_model_or_an_engine(daemon: Daemon, docs: s
     # the same look finds them where they are: a test of the test
     assert "libtorch" in maps_of(worker["pid"])
     assert "qdrant" in maps_of(owner["pid"])
-    assert "qdrant" not in maps_of(worker["pid"])
 
 
 def maps_of(pid: int) -> str:
