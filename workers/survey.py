@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
 
 from ..ipc.errors import SwapImpossible, VectorSizeMismatch
-from ..ipc.records import CollectionInfo, PointId, TaskProgress
+from ..ipc.records import CollectionInfo, Point, PointId, TaskProgress
 from .fingerprint import is_stamped, maker_of
 from .task import Step, Tools
 from .texts import Maker, text_of
 
 SAMPLED = 64  # all of them are the model's: then, at 95 %, at most 4.6 % of the rest are not (1 - 0.05^(1/64))
 SAME = 0.999  # cosine above which two vectors are the same text's and model's; other hardware rounds within 1e-5
+FIELDS = 3  # other fields that vectors may be of
 SURVEY_PAGE = 256  # points read at once: only payloads
 
 
@@ -40,13 +41,14 @@ class Survey:
     makers: Counter[tuple[str, str]] = field(default_factory=Counter)  # (model, revision) of stamped points
     sample: list[PointId] = field(default_factory=list)  # of those without a stamp
     matched: int = 0  # of the sample: their vector is that of their text by the configured model
+    related: int = 0  # the same, or that of another of their texts, such as a title: it is the same model's
     distinct: int = 0  # vectors in the sample: where there is one, it stands in for those that are still to be made
 
     def made_by(self, maker: Maker) -> str:
         """Return the name of the model that made most vectors; "" where it is not known."""
         if self.makers:
             return self.makers.most_common(1)[0][0][0]
-        return maker.model if self.matched * 2 > len(self.sample) else ""
+        return maker.model if self.related * 2 > len(self.sample) else ""
 
 
 def surveyed(collection: str, tools: Tools, info: CollectionInfo) -> Generator[Step, None, Survey]:
@@ -70,7 +72,7 @@ def surveyed(collection: str, tools: Tools, info: CollectionInfo) -> Generator[S
         if after is None:
             break
     if survey.sample and info.vector_size == tools.embedder.size:
-        survey.matched, survey.distinct = _matching(collection, survey.sample, tools)
+        _look_at(survey, collection, tools)
     return survey
 
 
@@ -82,18 +84,27 @@ def _keep_fairly(sample: list[PointId], one: PointId, seen: int, chosen: random.
         sample[place] = one
 
 
-def _matching(collection: str, ids: list[PointId], tools: Tools) -> tuple[int, int]:
-    """Return how many of some points have the vector of their text, and how many vectors there are."""
-    text_field = tools.settings.model.text_field
-    points = tools.store.fetch(collection, ids, with_vectors=True)
+def _look_at(survey: Survey, collection: str, tools: Tools) -> None:
+    """Count how many sampled points have the vector of their text, or else of another field: then it is the same model."""
+    points = tools.store.fetch(collection, survey.sample, with_vectors=True)
+    survey.distinct = len({point.vector for point in points})
+    survey.matched = survey.related = _matching(points, tools.settings.model.text_field, tools)
+    if survey.distinct > 1 and survey.matched * 2 < len(points):
+        texts = Counter(key for point in points for key, value in point.payload.items() if isinstance(value, str))
+        others = [key for key, _ in texts.most_common(FIELDS + 1) if key != tools.settings.model.text_field]
+        survey.related = max((_matching(points, key, tools) for key in others[:FIELDS]), default=0)
+
+
+def _matching(points: Sequence[Point], text_field: str, tools: Tools) -> int:
+    """Return how many of some points have the vector of one of their texts."""
     held = [(text, p.vector) for p in points if (text := text_of(p, text_field)) is not None and p.vector is not None]
     if not held:
-        return 0, 0
+        return 0
     made = tools.embedder.embed([text for text, _ in held], pace=tools.pace)
     there = np.stack([np.frombuffer(vector, dtype="<f4") for _, vector in held])
     norms = np.linalg.norm(there, axis=1) * np.linalg.norm(made, axis=1)
     cosines = (there * made).sum(axis=1) / np.maximum(norms, 1e-12)
-    return int((cosines >= SAME).sum()), len({vector for _, vector in held})
+    return int((cosines >= SAME).sum())
 
 
 def is_plain(collection: str, tools: Tools) -> bool:
@@ -149,11 +160,11 @@ def plan_of(
         )
     if survey.unstamped and survey.matched == len(survey.sample) > 0:
         return Plan.ADOPT
-    is_strange = survey.distinct > 1 and survey.matched * 2 < len(survey.sample)
+    is_strange = survey.distinct > 1 and survey.related * 2 < len(survey.sample)
     if survey.unstamped > same + others and is_strange:
         raise VectorSizeMismatch(
             f"the vectors of {info.name!r} are not of the model {maker.model!r}: of {len(survey.sample)} sampled points"
-            f" {survey.matched} have the vector of their text. Set [model] name to the model that made them, or have all"
+            f" {survey.related} have the vector of one of their texts. Set [model] name to the model that made them, or have all"
             " vectors made anew with force_rebuild"
         )
     return Plan.IN_PLACE

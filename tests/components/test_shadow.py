@@ -348,6 +348,21 @@ def test_one_vector_for_all_points_stands_in_for_those_to_be_made(house: House) 
     assert (ended.result["how"], ended.result["documents_embedded"]) == ("in_place", 40)
 
 
+def test_vectors_of_another_field_by_the_same_model_are_replaced_in_place(house: House) -> None:
+    house.store.create("titles", 24)
+    titled = vectors_of({number: f"title {number}" for number in TEXTS}, house.new)
+    house.store.upsert(
+        "titles",
+        [
+            Point(id=one.id, payload={"title": one.payload["text"], "text": TEXTS[int(one.id)]}, vector=one.vector)
+            for one in titled
+        ],
+    )
+    ended = drive(reindex(Job("t", TaskType.REINDEX, "titles", {}), house.tools), lambda _: Verdict.GO_ON)
+    assert isinstance(ended, Outcome)
+    assert (ended.result["how"], ended.result["documents_embedded"]) == ("in_place", 40)
+
+
 def test_versions_whose_time_is_over_are_dropped(house: House) -> None:
     house.run()
     house.owner.drop_expired(1_800_000_000.0 + SMALL.retention_s - 1)
