@@ -310,3 +310,11 @@ def test_the_budget_is_gone_in_the_look_that_sees_others_come_and_returns_withou
     back = [machine.look(0) for _ in range(40)]
     assert all(a <= b for a, b in pairwise(back))
     assert back[-1] == 700
+
+
+@given(st.floats(0.05, 1.0), st.integers(ADMIT_PERMILLE, 1000), st.integers(1, 8))
+def test_a_quota_below_one_workers_need_still_lets_one_worker_get_on(cpus: float, budget: int, workers: int) -> None:
+    assert workers_for(budget, cpus) == 1
+    duty = worker_duty_permille(budget, cpus, 1)
+    assert 0 < duty <= 1000 * cpus + 1
+    assert worker_duty_permille(budget, cpus, workers) * workers <= budget * cpus
