@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import zmq
@@ -66,7 +67,16 @@ def own(folder: Path, socket: Path, model: str) -> None:
         desk.seen(service.seq)
 
 
-def run_task(folder: Path, socket: Path, model: str, crash_at: str = "", victim: str = "") -> None:
+def run_task(
+    folder: Path,
+    socket: Path,
+    model: str,
+    crash_at: str = "",
+    victim: str = "",
+    *,
+    params: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Re-index "docs" from the checkpoint that an earlier attempt saved, if any; return the result."""
     store = RemoteStore(socket, TIMEOUT_S)
     embedder = FakeEmbedder(model, MODELS[model])
     saved = folder / "checkpoint"
@@ -92,9 +102,11 @@ def run_task(folder: Path, socket: Path, model: str, crash_at: str = "", victim:
     checkpoint = None
     with contextlib.suppress(FileNotFoundError):
         checkpoint = msgspec.json.decode(saved.read_bytes())
-    ended = drive(reindex(Job("t", TaskType.REINDEX, "docs", {}, checkpoint=checkpoint), tools), on_step)
+    job = Job("t", TaskType.REINDEX, "docs", params or {}, checkpoint=checkpoint)
+    ended = drive(reindex(job, tools), on_step)
     assert isinstance(ended, Outcome)
-    print(msgspec.json.encode(ended.result).decode())
+    saved.unlink(missing_ok=True)
+    return ended.result
 
 
 if __name__ == "__main__":
@@ -102,4 +114,4 @@ if __name__ == "__main__":
     if what == "owner":
         own(Path(rest[0]), Path(rest[1]), rest[2])
     else:
-        run_task(Path(rest[0]), Path(rest[1]), *rest[2:])
+        print(msgspec.json.encode(run_task(Path(rest[0]), Path(rest[1]), *rest[2:])).decode())
