@@ -65,7 +65,7 @@ class Lookout:
             last = self._watches.get(process.pid)
             age_s = max(monotonic - beat.at_ns / 1e9, 0.0) if beat.at_ns else now - process.started_at
             was_stopped = process.is_stopped
-            self._stop_or_not(process, beat, worker, elapsed_s)
+            self._stop_or_not(process, beat, worker, elapsed_s, is_told=last is not None and last.leaving_s is not None)
             if was_stopped and last is not None:  # it cannot beat while it is stopped: that is no silence of its own
                 watches[process.pid] = last
                 continue
@@ -82,12 +82,17 @@ class Lookout:
         self._memory = {pid: held for pid, held in self._memory.items() if pid in watches}
         return worn
 
-    def _stop_or_not(self, process: Process, beat: Beat, worker: Worker | None, elapsed_s: float) -> None:
-        """Stop a worker that uses far more than it is granted, and let one go on that has paid it back."""
+    def _stop_or_not(
+        self, process: Process, beat: Beat, worker: Worker | None, elapsed_s: float, *, is_told: bool
+    ) -> None:
+        """Stop a worker that uses far more than it is granted, and let one go on that has paid it back.
+
+        `is_told`: it was told to leave, for a step without progress (hangs.py): its grace runs only while it does.
+        """
         if process.role is not Role.TASKS or worker is None:
             return
         is_all_granted = self._board.duty(process.index) >= 1000  # also to a forced task: it cannot owe anything
-        is_bound = worker.task_id is not None and not process.is_leaving and not is_all_granted
+        is_bound = worker.task_id is not None and not (process.is_leaving or is_told or is_all_granted)
         task = (process.pid, worker.task_id, worker.attempt) if is_bound else None
         use = Use(task, beat.cpu_ns / 1e9, worker.granted_s)
         debt = self._debts[process.index] = stopping.step(self._debts.get(process.index), use, elapsed_s)
@@ -103,7 +108,7 @@ class Lookout:
     def _place(self, workers: dict[int, Worker], monotonic: float) -> None:
         """Move a worker that has a task away from a CPU that others use, once in PERIOD_S at most."""
         elapsed_s = monotonic - self._placed_at
-        at_work = [worker.index for worker in workers.values() if worker.task_id is not None]
+        at_work = [w.index for w in workers.values() if w.role is Role.TASKS and w.task_id is not None]
         if elapsed_s < placement.PERIOD_S or not at_work:
             return
         self._placed_at = monotonic

@@ -98,7 +98,7 @@ def courtesy(pid: int) -> list[str]:
     """Return in words what makes it give way to others: what holds for each of its threads. Empty where it has ended."""
     try:
         each = [_courtesy_of(thread) for thread in threads(pid)]
-    except OSError:  # one of them ended in between: the next look has the others
+    except (OSError, psutil.NoSuchProcess):  # one of them ended in between: the next look has the others
         return []
     common = ["stopped"] * is_stopped(pid) + [
         words for words in (each[0] if each else []) if all(words in other for other in each)
