@@ -34,7 +34,7 @@ class Lookout:
         self._memory: dict[int, tuple[int, int]] = {}  # by pid: CPU time in ns when it was read, RSS in KiB
         self._looked_at = 0.0
         self._debts: dict[int, Debt] = {}  # by index
-        self._placed_at = 0.0
+        self._placed_at, self._moved_at = 0.0, -placement.MOVE_S
         self._ticks: dict[int, int] = {}  # of each CPU, when workers were placed last
         self._cpu_ns: dict[int, int] = {}  # of each worker that had a task then
 
@@ -106,7 +106,7 @@ class Lookout:
             process.stop()
 
     def _place(self, workers: dict[int, Worker], monotonic: float) -> None:
-        """Move a worker that has a task away from a CPU that others use, once in PERIOD_S at most."""
+        """Move a worker that has a task away from a CPU that others use, or another worker, once in MOVE_S at most."""
         elapsed_s = monotonic - self._placed_at
         at_work = [w.index for w in workers.values() if w.role is Role.TASKS and w.task_id is not None]
         if elapsed_s < placement.PERIOD_S or not at_work:
@@ -126,9 +126,12 @@ class Lookout:
         for index in at_work:
             used_s = max(self._cpu_ns[index] - cpu_ns.get(index, self._cpu_ns[index]), 0) / 1e9
             own[places[index]] = own.get(places[index], 0.0) + used_s / elapsed_s
+        if monotonic - self._moved_at < placement.MOVE_S:
+            return
         move = placement.moved(places, at_work, placement.others_of(busy, own))
         if move is not None:
-            log.info("worker %d moves from CPU %d to %d: others use that one less", move[0], places[move[0]], move[1])
+            log.info("worker %d moves from CPU %d to %d, which is used less", move[0], places[move[0]], move[1])
+            self._moved_at = monotonic
             self._pool.move(*move)
 
     def _rss_kib(self, pid: int, cpu_ns: int) -> int:

@@ -1,15 +1,18 @@
-"""Owns which CPU each task worker runs on: away from those that others use the most. Pure.
+"""Owns which CPU each task worker runs on: away from those that others use the most, and from each other. Pure.
 
 A worker is pinned to one CPU, so that its caches stay warm and the other CPUs are left alone. Where others are busy on that
-one and not on another, it yields all the time and they still feel its cache misses: it is moved.
+one and not on another, it yields all the time and they still feel its cache misses: it is moved. So is one of two that have
+a task and share a CPU while another is free, as the first and the third worker of two CPUs do.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
-CLEARLY = 0.2  # of a CPU: so much less must another be used by others, or the workers would follow noise
-PERIOD_S = 5.0  # between looks, and so between moves: use is the mean of as long
+CLEARLY = 0.2  # of a CPU: so much less must another be used, or the workers would follow noise
+PERIOD_S = 5.0  # between looks: use is the mean of as long
+MOVE_S = 10.0  # between moves: a whole mean of what the last one brought
 
 
 def others_of(busy: Mapping[int, float], own: Mapping[int, float]) -> dict[int, float]:
@@ -20,13 +23,15 @@ def others_of(busy: Mapping[int, float], own: Mapping[int, float]) -> dict[int, 
 def moved(places: Mapping[int, int], at_work: Sequence[int], others: Mapping[int, float]) -> tuple[int, int] | None:
     """Return the worker that is to move and its new CPU; None where all are well where they are.
 
-    `places`: worker -> CPU. `at_work`: the workers that have a task. One move a look: the next one sees what it brought.
+    `places`: worker -> CPU. `at_work`: the workers that have a task; each counts as a whole CPU's use for the others of
+    them. One move at once: the next look sees what it brought.
     """
-    taken = {places[worker] for worker in at_work}
-    free = [cpu for cpu in others if cpu not in taken]
-    candidates = [worker for worker in at_work if places[worker] in others]
-    if not free or not candidates:
-        return None
-    best = min(free, key=lambda cpu: (others[cpu], -cpu))
-    worst = max(candidates, key=lambda worker: others[places[worker]])
-    return (worst, best) if others[places[worst]] - others[best] >= CLEARLY else None
+    crowd = Counter(places[worker] for worker in at_work)
+    gains = [
+        (others[here] + (crowd[here] - 1) - (others[cpu] + crowd[cpu]), -worker, cpu)
+        for worker in at_work
+        for cpu in others
+        if (here := places[worker]) in others and here != cpu
+    ]
+    gain_cpus, minus_worker, cpu = max(gains, default=(0.0, 0, 0))  # of equal ones the last CPU: see pool.py
+    return (-minus_worker, cpu) if gain_cpus >= CLEARLY else None

@@ -20,7 +20,7 @@ import pytest
 
 from morgan.background.ipc.board import Board
 from morgan.background.ipc.commands import Role
-from morgan.background.supervisor import procfs
+from morgan.background.supervisor import placement, procfs
 from morgan.background.supervisor.hangs import Limits
 from morgan.background.supervisor.lookout import Lookout
 from morgan.background.supervisor.pool import Pool, Process
@@ -217,3 +217,46 @@ def test_the_status_says_stopped_and_nothing_of_a_thread_that_ends_while_it_is_l
 
     monkeypatch.setattr(psutil, "Process", ended)
     assert procfs.courtesy(bench.process.pid) == []
+
+
+def test_a_worker_with_a_task_moves_with_all_its_threads_and_not_again_within_ten_seconds(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if len(bench.pool.cpus) < 2:
+        pytest.skip("needs two CPUs")
+    first, pressed = bench.pool.cpus[0], bench.pool.cpus[-1]
+    bench.pool.cpus[:] = [first, pressed]
+    busy = [pressed]  # the CPUs that others use, wholly
+    ticks = dict.fromkeys(bench.pool.cpus, 0)
+
+    def fake_ticks() -> dict[int, int]:
+        """As /proc/stat counts."""
+        return dict(ticks)
+
+    def seconds(count: int) -> None:
+        for _ in range(count):
+            for cpu in busy:
+                ticks[cpu] += procfs.TICKS_PER_S
+            bench.second(used_s=0.0)
+
+    def at() -> set[int]:
+        (cpus,) = {frozenset(os.sched_getaffinity(thread)) for thread in procfs.threads(bench.process.pid)}
+        return set(cpus)
+
+    def moves_in(cpu: int) -> int:
+        """Let seconds pass until it is on `cpu`; return how many."""
+        return next(count for count in range(1, 60) if [seconds(1)] and at() == {cpu})
+
+    monkeypatch.setattr(procfs, "cpu_ticks", fake_ticks)
+    assert len(procfs.threads(bench.process.pid)) == 4
+    assert moves_in(first) <= 2 * placement.PERIOD_S
+    assert f"on CPU {first}" in procfs.courtesy(bench.process.pid)
+    busy[:] = [first]
+    assert moves_in(pressed) >= placement.MOVE_S
+    busy[:] = [first, pressed]
+    seconds(30)
+    assert at() == {pressed}
+    bench.workers[TASKS].task_id = None  # an idle one is left where it is
+    busy[:] = [pressed]
+    seconds(30)
+    assert at() == {pressed}

@@ -14,8 +14,9 @@ import pytest
 
 from morgan.background.ipc.board import MAGIC
 from morgan.background.ipc.records import TaskStatus
+from morgan.background.supervisor import procfs
 from morgan.background.supervisor.restarts import INTENSITY
-from tests.processes.daemons import NO_MODEL, Daemon
+from tests.processes.daemons import NO_MODEL, TASK_S, Daemon
 
 MakeDaemon = Callable[[Mapping[str, str]], Daemon]
 Report = dict[str, Any]
@@ -134,6 +135,34 @@ def test_workers_are_moved_when_the_usable_cpus_change(make_daemon: MakeDaemon) 
     finally:
         os.sched_setaffinity(pool.pid, usable)
     pool.until(lambda report: plan(report) == planned or None)
+
+
+def test_two_workers_at_work_do_not_stay_on_one_cpu_while_another_has_none(make_daemon: MakeDaemon) -> None:
+    daemon = make_daemon({**NO_MODEL, "MORGAN_SERVICE_WORKERS": "3"}).start()
+    usable = sorted(os.sched_getaffinity(daemon.pid))
+    if len(usable) < 2:
+        pytest.skip("needs two CPUs")
+    workers = pids(daemon)
+    os.sched_setaffinity(daemon.pid, usable[-2:])
+
+    def at(*places: int) -> list[set[int]]:
+        return [os.sched_getaffinity(thread) for index in places for thread in procfs.threads(workers[index])]
+
+    alone, shared = {usable[-2]}, {usable[-1]}
+    daemon.until(lambda _: (all(one == shared for one in at(1, 3)) and all(one == alone for one in at(2))) or None)
+    tasks = [daemon.submit("ping", "none", hold_s=TASK_S) for _ in range(3)]
+    places = daemon.until(
+        lambda report: (
+            found if len(found := {w["task_id"]: w["index"] for w in report["workers"] if w["task_id"]}) == 3 else None
+        )
+    )
+    assert set(places) == set(tasks)
+    daemon.cancel(next(task for task, index in places.items() if index == 2))
+    daemon.until(lambda _: len({frozenset(one) for one in at(1, 3)}) == 2 or None)
+    moved = [index for index in (1, 3) if all(one == alone for one in at(index))]
+    assert len(moved) == 1
+    (row,) = [w for w in daemon.client.status()["workers"] if w["index"] == moved[0]]
+    assert f"on CPU {min(alone)}" in row["courtesy"]
 
 
 def test_a_place_whose_workers_keep_dying_is_reported_and_the_service_goes_on(make_daemon: MakeDaemon) -> None:

@@ -30,12 +30,20 @@ def test_with_one_cpu_or_as_many_workers_as_cpus_nobody_moves() -> None:
 def test_moves_end(others: dict[int, float], data: st.DataObject) -> None:
     cpus = sorted(others)
     places = {worker: data.draw(st.sampled_from(cpus)) for worker in range(1, 4)}
-    for _ in range(len(cpus) * 3 + 1):
+    for _ in range(round((3 + 3) / CLEARLY) + 1):  # each lessens a sum of at most three uses and three pairs
         move = moved(places, list(places), others)
         if move is None:
             break
         places[move[0]] = move[1]
     assert moved(places, list(places), others) is None
+
+
+def test_workers_that_share_a_cpu_are_spread_over_the_free_ones() -> None:
+    assert moved({1: 1, 2: 0, 3: 1}, [1, 3], {0: 0.1, 1: 0.0}) == (1, 0)
+    assert moved({1: 1, 2: 0, 3: 1}, [1, 3], {0: 0.9, 1: 0.0}) is None  # others leave no more of it
+    assert moved({1: 1, 2: 0, 3: 1}, [1, 2, 3], {0: 0.0, 1: 0.0}) is None
+    assert moved({1: 1, 2: 0, 3: 1, 4: 1}, [1, 2, 3, 4], {0: 0.0, 1: 0.0}) == (1, 0)  # two and two
+    assert moved({1: 1, 2: 0, 3: 1}, [1], {0: 0.0, 1: 0.1}) is None
 
 
 def test_own_use_does_not_count_as_others() -> None:
