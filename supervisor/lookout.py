@@ -132,7 +132,10 @@ class Lookout:
         if move is not None:
             log.info("worker %d moves from CPU %d to %d, which is used less", move[0], places[move[0]], move[1])
             self._moved_at = monotonic
+            idle, left = placement.in_the_way(move[1], places, at_work), places[move[0]]
             self._pool.move(*move)
+            if idle is not None:
+                self._pool.move(idle, left)  # it will not have to share when it gets a task
 
     def _rss_kib(self, pid: int, cpu_ns: int) -> int:
         """Return its resident memory, as of the last time that it has done anything: an idle worker costs no read."""

@@ -35,3 +35,8 @@ def moved(places: Mapping[int, int], at_work: Sequence[int], others: Mapping[int
     ]
     gain_cpus, minus_worker, cpu = max(gains, default=(0.0, 0, 0))  # of equal ones the last CPU: see pool.py
     return (-minus_worker, cpu) if gain_cpus >= CLEARLY else None
+
+
+def in_the_way(cpu: int, places: Mapping[int, int], at_work: Sequence[int]) -> int | None:
+    """Return a worker without a task on `cpu`, for it to change places with one that moves there."""
+    return next((worker for worker, held in places.items() if held == cpu and worker not in at_work), None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from morgan.background.supervisor.placement import CLEARLY, moved, others_of
+from morgan.background.supervisor.placement import CLEARLY, in_the_way, moved, others_of
 
 
 def test_a_worker_moves_from_the_busiest_cpu_to_the_least_busy_free_one() -> None:
@@ -48,3 +48,9 @@ def test_workers_that_share_a_cpu_are_spread_over_the_free_ones() -> None:
 
 def test_own_use_does_not_count_as_others() -> None:
     assert others_of({0: 1.0, 1: 0.2}, {0: 0.7, 1: 0.3}) == {0: 1.0 - 0.7, 1: 0.0}
+
+
+def test_an_idle_worker_changes_places_with_one_that_moves_to_its_cpu() -> None:
+    assert in_the_way(0, {1: 1, 2: 0}, [1]) == 2
+    assert in_the_way(0, {1: 1, 2: 0}, [1, 2]) is None
+    assert in_the_way(3, {1: 1, 2: 0}, [1]) is None
