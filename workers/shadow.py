@@ -35,6 +35,7 @@ from .write_gate import NoGate
 
 COMPARED = 256  # points compared in one call
 FEW = 16  # touched points: with so few left the swap is tried
+ROUNDS = 8  # of copying what was touched: from there on it has to get less each time, or writes are held for the rest
 TRIES = 20  # swaps tried between two writes of the application before its writes are held
 HOLD_S = 1.0  # at most, and once; the owner lets writes go on after it whatever becomes of this process
 HOLDS = 5  # then they come faster than they can be embedded
@@ -326,8 +327,8 @@ class _Rebuild:
         at.again += len(ids)
 
     def _drain(self) -> Generator[Step, None, None]:
-        """Copy what was touched, until so little is left that a swap may find a moment without."""
-        at = self.at
+        """Copy what was touched, until so little is left that a swap may find a moment without, or it gets no less."""
+        at, least, rounds = self.at, 0, 0
         while True:
             touched = self.gate.touched(at.token, at.seq)
             if touched is None or touched.is_whole:  # the owner is another, and has not seen all writes
@@ -338,8 +339,10 @@ class _Rebuild:
             at.seq = touched.seq
             self.tools.reached("copied again")
             yield self.step("catching up with what was written meanwhile")
-            if len(touched.ids) <= FEW:
+            count, rounds = len(touched.ids), rounds + 1
+            if count <= FEW or (rounds > ROUNDS and count >= least):
                 return
+            least = min(count, least) if rounds > 1 else count
 
     # --- comparing ----------------------------------------------------------------------------------------------------
 
