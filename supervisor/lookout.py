@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from ..ipc.board import Beat, Board
 from ..ipc.commands import Role
@@ -36,7 +36,7 @@ class Lookout:
         self._debts: dict[int, Debt] = {}  # by index
         self._placed_at, self._moved_at = 0.0, -placement.MOVE_S
         self._ticks: dict[int, int] = {}  # of each CPU, when workers were placed last
-        self._cpu_ns: dict[int, int] = {}  # of each worker that had a task then
+        self._used: dict[int, float] = {}  # CPU seconds of each worker that had a task then
 
     def next_look(self, workers: dict[int, Worker]) -> float:
         """Return when `look` is to be called at the latest (monotonic seconds)."""
@@ -94,7 +94,7 @@ class Lookout:
         is_all_granted = self._board.duty(process.index) >= 1000  # also to a forced task: it cannot owe anything
         is_bound = worker.task_id is not None and not (process.is_leaving or is_told or is_all_granted)
         task = (process.pid, worker.task_id, worker.attempt) if is_bound else None
-        use = Use(task, beat.cpu_ns / 1e9, worker.granted_s)
+        use = Use(task, self._used_s(process, beat), worker.granted_s)
         debt = self._debts[process.index] = stopping.step(self._debts.get(process.index), use, elapsed_s)
         if debt.stopped_s is None:
             process.go_on()
@@ -114,7 +114,7 @@ class Lookout:
         self._placed_at = monotonic
         places = self._pool.places()
         ticks, self._ticks = self._ticks, procfs.cpu_ticks()
-        cpu_ns, self._cpu_ns = self._cpu_ns, {index: self._board.read(index).cpu_ns for index in at_work}
+        used_s, self._used = self._used, self._used_by(at_work)
         if elapsed_s > 2 * placement.PERIOD_S or not ticks:  # nothing ran for a while: a beginning, and no mean of it
             return
         busy = {
@@ -123,9 +123,9 @@ class Lookout:
             if cpu in self._pool.cpus
         }
         own: dict[int, float] = {}
-        for index in at_work:
-            used_s = max(self._cpu_ns[index] - cpu_ns.get(index, self._cpu_ns[index]), 0) / 1e9
-            own[places[index]] = own.get(places[index], 0.0) + used_s / elapsed_s
+        for index in self._used:
+            fresh_s = max(self._used[index] - used_s.get(index, self._used[index]), 0.0)
+            own[places[index]] = own.get(places[index], 0.0) + fresh_s / elapsed_s
         if monotonic - self._moved_at < placement.MOVE_S:
             return
         move = placement.moved(places, at_work, placement.others_of(busy, own))
@@ -136,6 +136,14 @@ class Lookout:
             self._pool.move(*move)
             if idle is not None:
                 self._pool.move(idle, left)  # it will not have to share when it gets a task
+
+    def _used_s(self, process: Process, beat: Beat) -> float:
+        """Return the CPU seconds of a process: the kernel's figure, for one that cannot beat; the last beat's once it ended."""
+        return max(procfs.cpu_s(process.pid) or 0.0, beat.cpu_ns / 1e9)
+
+    def _used_by(self, indexes: Iterable[int]) -> dict[int, float]:
+        processes = self._pool.processes
+        return {i: self._used_s(processes[i], self._board.read(i)) for i in indexes if i in processes}
 
     def _rss_kib(self, pid: int, cpu_ns: int) -> int:
         """Return its resident memory, as of the last time that it has done anything: an idle worker costs no read."""

@@ -15,23 +15,13 @@ import psutil
 
 from .container import CGROUP, Container, PseudoFile
 from .governor import Readings
+from .procfs import cpu_s
 
 STAT = Path("/proc/stat")
 PRESSURE = Path("/proc/pressure/cpu")
 MIN_INTERVAL_S = 0.05  # below this the kernel's 10 ms ticks say nothing; the last reading stands
 SLOW_PERIOD_S = 1.0  # between readings of memory: it changes slowly, and they take as long as all the others
 RARE_PERIOD_S = 30.0  # between looks at the battery, and for other limits of the container
-
-
-def _process_cpu_s(pid: int) -> float | None:
-    """Return the CPU time of all threads of a process; None once it has ended.
-
-    The process's CPU clock: 1-2 us a read and finer than psutil's 10 ms. Its id is made as clock_getcpuclockid does.
-    """
-    try:
-        return time.clock_gettime((~pid << 3) | 2)
-    except OSError:
-        return None
 
 
 class Own:
@@ -43,7 +33,7 @@ class Own:
 
     def cpu_s(self, pids: Sequence[int]) -> float:
         """Return the CPU time that `pids` used since the last call. A new process counts from its next one on."""
-        current = {pid: used for pid in pids if (used := _process_cpu_s(pid)) is not None}
+        current = {pid: used for pid in pids if (used := cpu_s(pid)) is not None}
         used_s = sum(used - self._cpu_s.get(pid, used) for pid, used in current.items())
         self._cpu_s = current
         return used_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from contextlib import suppress
 
 import psutil
@@ -53,6 +54,17 @@ def delay_ns(pid: int) -> int:
     """Return how long its first thread has waited for a CPU in all, in ns; 0 where the kernel does not count that."""
     fields = _text(f"/proc/{pid}/schedstat").split()
     return int(fields[1]) if len(fields) > 1 else 0
+
+
+def cpu_s(pid: int) -> float | None:
+    """Return the CPU time of all its threads; None once it has ended.
+
+    The process's CPU clock: 1-2 us a read and finer than psutil's 10 ms. Its id is made as clock_getcpuclockid does.
+    """
+    try:
+        return time.clock_gettime((~pid << 3) | 2)
+    except OSError:
+        return None
 
 
 def rss_kib(pid: int) -> int:

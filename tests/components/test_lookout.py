@@ -26,11 +26,11 @@ from morgan.background.supervisor.lookout import Lookout
 from morgan.background.supervisor.pool import Pool, Process
 from morgan.background.supervisor.restarts import Wear
 from morgan.background.supervisor.state import Worker
-from morgan.background.supervisor.stopping import STOPPED_S
+from morgan.background.supervisor.stopping import DEBT_S, STOPPED_S
 
 OWNER, TASKS = 0, 1
 SLEEPER = """
-import signal, sys, threading
+import signal, sys, threading, time
 signal.signal(signal.SIGTERM, lambda *_: print("told", flush=True))
 # for the main thread, whose read it interrupts: the kernel may pick any thread of a stopped process
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
@@ -38,7 +38,10 @@ for _ in range(3):
     threading.Thread(target=threading.Event().wait, daemon=True).start()
 signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
 print("ready", flush=True)
-sys.stdin.read()
+for line in sys.stdin:  # so many seconds of CPU
+    while time.process_time() < float(line):
+        pass
+    print("used", flush=True)
 """
 
 
@@ -69,6 +72,7 @@ class Bench:
     pool: FakePool
     workers: dict[int, Worker]
     heard: list[IO[bytes]]  # what each process prints
+    told: list[IO[bytes]]  # what it reads: how much CPU to use
     at_s: float = 1000.0
 
     @property
@@ -104,16 +108,18 @@ def bench(tmp_path: Path, limits: Limits) -> Iterator[Bench]:
     running = [
         subprocess.Popen([sys.executable, "-c", SLEEPER], stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in (0, 1)
     ]
-    processes, workers, heard = {}, {}, []
+    processes, workers, heard, told = {}, {}, [], []
     for index, (role, one) in enumerate(zip((Role.OWNER, Role.TASKS), running, strict=True)):
         assert one.stdout is not None
+        assert one.stdin is not None
         one.stdout.readline()
         heard.append(one.stdout)
+        told.append(one.stdin)
         processes[index] = Process(index, role, one.pid, os.pidfd_open(one.pid), 0.0)
         workers[index] = Worker(index, role, one.pid, is_started=True, task_id="t", attempt=1)
     pool = FakePool(processes, sorted(os.sched_getaffinity(0)))
     look_out = Lookout(cast(Pool, pool), board, lambda: (limits, Wear(max_rss_kib=1 << 40, max_tasks=1 << 40)))
-    bench = Bench(look_out, board, pool, workers, heard)
+    bench = Bench(look_out, board, pool, workers, heard, told)
     look_out.look(workers, bench.at_s, bench.at_s)
     yield bench
     for process, one in zip(processes.values(), running, strict=True):
@@ -191,6 +197,17 @@ def test_one_that_was_told_to_leave_is_not_stopped_again_and_its_grace_ends(
         bench.second()
     assert bench.at_s >= told_at_s + 5
     assert bench.process.killed_for == "its step made no progress for 4 s, and it did not leave in 5 s"
+
+
+def test_one_whose_watch_thread_gets_no_chance_to_say_what_it_uses_is_stopped_all_the_same(bench: Bench) -> None:
+    """A call that holds the interpreter's lock: no beat comes, and the kernel alone knows of the CPU time."""
+    bench.told[TASKS].write(f"{DEBT_S + 0.5}\n".encode())
+    bench.told[TASKS].flush()
+    assert bench.heard[TASKS].readline() == b"used\n"
+    bench.at_s += 1.0
+    bench.look_out.look(bench.workers, bench.at_s, bench.at_s)
+    assert bench.board.read(TASKS).cpu_ns == 0
+    assert bench.is_stopped
 
 
 def test_a_signal_reaches_a_stopped_process(bench: Bench) -> None:
