@@ -89,21 +89,24 @@ def is_stopped(pid: int) -> bool:
     return _text(f"/proc/{pid}/stat").rpartition(")")[2].split()[:1] == ["T"]
 
 
-def cpu_group(pid: int) -> str:
-    """Return the path of its control group for CPU time in its tree; "" where it has none."""
-    found = {}
-    for line in _text(f"/proc/{pid}/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if not controllers or "cpu" in controllers.split(","):
-            found[bool(controllers)] = path
-    return next((path for is_v1, path in sorted(found.items()) if path != "/"), "")
-
-
 def set_cpus(pid: int, cpus: tuple[int, ...]) -> None:
-    """Move all its threads to `cpus`. What is not permitted, or gone, is left as it is."""
-    for thread in threads(pid):
-        with suppress(OSError):
-            os.sched_setaffinity(thread, cpus)
+    """Move all its threads to `cpus`. What is not permitted, or gone, is left as it is.
+
+    A new thread has the CPUs of the one that started it: so a second look finds those that one not moved yet has started.
+    """
+    tried: set[int] = set()
+    while stray := {thread for thread in threads(pid) if _is_elsewhere(thread, cpus)} - tried:
+        for thread in stray:
+            with suppress(OSError):
+                os.sched_setaffinity(thread, cpus)
+        tried |= stray
+
+
+def _is_elsewhere(thread: int, cpus: tuple[int, ...]) -> bool:
+    try:
+        return os.sched_getaffinity(thread) != set(cpus)
+    except OSError:
+        return False
 
 
 def courtesy(pid: int) -> list[str]:

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -279,3 +280,31 @@ def test_a_worker_with_a_task_moves_with_all_its_threads_and_not_again_within_te
     busy[:] = [pressed]
     seconds(30)
     assert at() == {pressed}
+
+
+# Has one thread at a time besides the main one, which starts the next and ends.
+BRANCHING = """
+import sys, threading
+def branch():
+    threading.Thread(target=branch, daemon=True).start()
+branch()
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_process_is_moved_with_the_threads_that_it_starts_meanwhile() -> None:
+    cpus = sorted(os.sched_getaffinity(0))
+    if len(cpus) < 2:
+        pytest.skip("needs two CPUs")
+    with subprocess.Popen([sys.executable, "-c", BRANCHING], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as one:
+        assert one.stdout is not None
+        one.stdout.readline()
+        for cpu in cpus[:2] * 100:
+            procfs.set_cpus(one.pid, (cpu,))
+            found = []
+            for thread in procfs.threads(one.pid):
+                with suppress(ProcessLookupError):
+                    found.append(os.sched_getaffinity(thread))
+            assert all(at == {cpu} for at in found)
+        one.kill()
