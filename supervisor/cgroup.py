@@ -53,8 +53,27 @@ def places(groups: str, mounts: str) -> list[Place]:
 
 
 def own_places() -> list[Place]:
-    groups, mounts = procfs.read_text("/proc/self/cgroup"), procfs.read_text("/proc/self/mounts")
-    return places(groups or "", mounts or "")
+    return _places_of(os.getpid())
+
+
+def in_force(pid: int) -> list[str]:
+    """Return in words what a group of ours makes of a process, as the kernel has both; empty where it is in none."""
+    for place in _places_of(pid):
+        if place.folder.name in (WORKERS, WORKERS_V1):
+            for name in ("cpu.idle", "cpu.weight" if place.is_v2 else "cpu.shares"):
+                value = (procfs.read_text(str(place.folder / name)) or "").strip()
+                if value and (name, value) != ("cpu.idle", "0"):
+                    return [f"cgroup {place.folder.name}: {name} {value}"]
+    return []
+
+
+def _places_of(pid: int) -> list[Place]:
+    # not in one read: the kernel hands out some 4 KiB of the mounts at a time, and a machine with containers has more
+    with suppress(OSError):
+        return places(
+            procfs.read_text(f"/proc/{pid}/cgroup") or "", Path("/proc/self/mounts").read_text(errors="replace")
+        )
+    return []
 
 
 class WorkerGroup:

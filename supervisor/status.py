@@ -7,6 +7,7 @@ from typing import Any
 from ..ipc.commands import Role
 from ..ipc.records import ExecutionRecord, QueryRecord, TaskRecord, TaskStatus
 from . import procfs
+from .cgroup import in_force
 from .core import Core
 from .waiting import wait_of
 
@@ -91,7 +92,7 @@ def service_status(core: Core, now: float, pid: int) -> dict[str, Any]:
                 "heartbeat_age_s": worker.health.heartbeat_age_s if worker.health else None,
                 "steps": worker.health.steps if worker.health else None,
                 "rss_mib": round(worker.health.rss_kib / 1024, 1) if worker.health else None,
-                "courtesy": procfs.courtesy(worker.pid) if worker.role is Role.TASKS else [],
+                "courtesy": procfs.courtesy(worker.pid) + in_force(worker.pid) if worker.role is Role.TASKS else [],
             }
             for worker in core.workers.values()
         ],

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from morgan.background.supervisor.cgroup import Place, WorkerGroup, places
+from morgan.background.supervisor.cgroup import Place, WorkerGroup, in_force, places
 
 MOUNTS = """\
 cgroup /sys/fs/cgroup/cpu cgroup rw,relatime,cpu,cpuacct 0 0
@@ -52,13 +52,54 @@ def test_a_worker_joins_a_real_group_and_the_group_goes_with_it(real_group: Path
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as worker:
         group.join(worker.pid)
         assert str(worker.pid) in (made / "cgroup.procs").read_text().split()
+        assert in_force(worker.pid) == ["cgroup morgan-workers: cpu.shares 2"]
+        (made / "cpu.shares").write_text("512")  # what the kernel has counts, not what was written once
+        assert in_force(worker.pid) == ["cgroup morgan-workers: cpu.shares 512"]
         again = WorkerGroup.open([Place(real_group, is_v2=False)])  # of a supervisor that was killed and started again
         assert again.words == "cpu.shares 2"
         worker.communicate(b"\n")
+    assert in_force(worker.pid) == []
     group.join(worker.pid)  # it has ended: nothing happens
     assert group.words == "cpu.shares 2"
     group.close()
     assert not made.exists()
+
+
+MANY_MOUNTS = """
+for i in $(seq 120); do
+    point="$1/a_mount_point_with_a_long_name_$i"
+    mkdir "$point" && mount -t tmpfs none "$point"
+done
+umount "$2" && mount -t cgroup -o cpu cgroup "$2"  # behind all others now
+shift 2 && exec "$@"
+"""
+LAST_MOUNT = """
+import os, pathlib, sys
+from morgan.background.supervisor import cgroup
+pathlib.Path(sys.argv[1], "cgroup.procs").write_text(str(os.getpid()))
+print([str(place.folder) for place in cgroup.own_places()])
+"""
+
+
+def test_a_group_is_found_behind_more_mounts_than_one_read_returns(real_group: Path, tmp_path: Path) -> None:
+    there = subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False)
+    if there.returncode:
+        pytest.skip("no mounts of our own may be made")
+    command = [sys.executable, "-c", LAST_MOUNT, str(real_group)]
+    done = subprocess.run(
+        ["unshare", "-m", "bash", "-ec", MANY_MOUNTS, "bash", str(tmp_path), str(CPU_TREE), *command],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == str([str(real_group)]), done.stderr
+
+
+def test_a_process_outside_a_group_of_ours_has_no_words(real_group: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as other:
+        (real_group / "cgroup.procs").write_text(str(other.pid))
+        assert in_force(other.pid) == []
+        other.communicate(b"\n")
 
 
 def test_a_group_that_vanishes_leaves_the_workers_niced(real_group: Path) -> None:
