@@ -26,6 +26,7 @@ class Spent:
 
 
 NOTHING = Spent()
+HOUR_PERIOD_S = 1.0  # between looks at what hour it is: the limit moves by 0.03 permille in that time
 
 
 class Budget:
@@ -48,15 +49,19 @@ class Budget:
         self._workers, self._find = workers, find
         self._governor = governor.GovernorState()
         self.sampled_at = 0.0
+        self._hour, self._hour_at = 0.0, float("-inf")
+        self._hour_of: tuple[governor.Limits, ZoneInfo] | None = None
 
     def sample(self, now: float, query_rate_hz: float, limits: governor.Limits, zone: ZoneInfo) -> None:
         """Take readings and decide anew. `query_rate_hz`: of the searches of applications."""
         self.readings = self._monitor.sample(self._own_pids(), query_rate_hz)
         self.sampled_at = now
-        hour = self._local_hour(zone, now)
-        self._governor, self.decision = governor.step(self._governor, self.readings, limits, hour)
-        self.is_active_hours = governor.is_active_hours(limits, hour)
-        self.limit_permille = governor.cpu_limit_permille(limits, hour)
+        if not 0 <= now - self._hour_at < HOUR_PERIOD_S or (limits, zone) != self._hour_of:
+            self._hour_at, self._hour_of = now, (limits, zone)
+            self._hour = self._local_hour(zone, now)
+            self.is_active_hours = governor.is_active_hours(limits, self._hour)
+            self.limit_permille = governor.cpu_limit_permille(limits, self._hour)
+        self._governor, self.decision = governor.step(self._governor, self.readings, limits, self._hour)
         for worker in self._workers.values():
             if worker.task_id is not None:
                 self._add_grant(worker, now)

@@ -22,7 +22,11 @@ class PseudoFile:
         self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def text(self) -> str:
-        return os.pread(self._fd, 16384, 0).decode()
+        return self.read().decode()
+
+    def read(self, most: int = 16384) -> bytes:
+        """Return its first bytes. Raises ProcessLookupError where it is of a process that has ended."""
+        return os.pread(self._fd, most, 0)
 
     def close(self) -> None:
         os.close(self._fd)

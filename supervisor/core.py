@@ -444,7 +444,7 @@ class Core:
             paused=self.queue.paused,
             budget_permille=self.budget.decision.budget_permille,
             is_admitting=self.budget.decision.is_admitting,
-            reason=self.budget.decision.reason,
+            reason=self.budget.decision.why,
             is_draining=self.is_draining,
         )
 

@@ -9,7 +9,7 @@ What a reading says was used is of the time before it, what is decided holds unt
 from __future__ import annotations
 
 from ..ipc.records import DecisionRow, Spread
-from .governor import Decision, Readings
+from .governor import Decision, Readings, Why
 
 ROW_S = 60.0
 CHANGE_EVERY_S = 72.0  # 1,250 rows in 25 hours for changes, beside one a minute
@@ -30,8 +30,16 @@ def kind_of(reason: str) -> str:
 
 def is_other(reason: str, before: str) -> bool:
     """Say whether a reason is of another kind than the one before it."""
-    # the first comparison is for speed, ten times a second: figures before the colon are rare
+    # the first comparison is for speed: figures before the colon are rare
     return reason.partition(":")[0] != before.partition(":")[0] and kind_of(reason) != kind_of(before)
+
+
+def _is_other_kind(decision: Decision, held: Decision) -> bool:
+    """Say the same of two decisions, without their words where those are not made yet."""
+    now, before = decision.why, held.why
+    if isinstance(now, Why) and isinstance(before, Why):
+        return now.hours is not before.hours
+    return is_other(str(now), str(before))
 
 
 class _Sum:
@@ -129,7 +137,7 @@ class DecisionLog:
             if held.is_admitting:
                 row.admitted_s += seconds
             self._changes_left = min(self._changes_left + seconds / CHANGE_EVERY_S, CHANGES_AT_ONCE)
-            is_change = decision.is_admitting is not held.is_admitting or is_other(decision.reason, held.reason)
+            is_change = decision.is_admitting is not held.is_admitting or _is_other_kind(decision, held)
             is_set = abs(now - self._now - seconds) > CLOCK_STEP_S
             if row.seconds >= ROW_S or ((is_change or is_set) and self._may_begin(row)):
                 self._closed.append(row.row())

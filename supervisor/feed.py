@@ -56,7 +56,7 @@ class Seen:
     paused: tuple[str | None, ...]
     budget_permille: int
     is_admitting: bool
-    reason: str
+    reason: object  # str() makes its words: ten times a second would be a waste
     is_draining: bool
 
 
@@ -189,7 +189,7 @@ class Feed:
         if abs(seen.budget_permille - budget) >= BUDGET_STEP_PERMILLE or seen.is_admitting != is_admitting:
             state.budget = seen.budget_permille, seen.is_admitting
             share = seen.budget_permille / 1000
-            self._say(e.BudgetChanged, now, budget=share, can_run_task=seen.is_admitting, reason=seen.reason)
+            self._say(e.BudgetChanged, now, budget=share, can_run_task=seen.is_admitting, reason=str(seen.reason))
         if seen.is_draining and not state.is_draining:
             state.is_draining = True
             self._say(e.Draining, now)

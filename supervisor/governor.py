@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import Enum, IntEnum
 
 WINDOW_S = 0.5  # others' use is the mean of so long: 1 % of two CPUs is one of the kernel's ticks then, 5 % in 0.1 s
 BURST_PERMILLE = 100  # a reading so far above that mean counts by itself
@@ -73,12 +73,50 @@ class GovernorState:
     recent: tuple[tuple[float, int], ...] = ()  # seconds, and others' use in permille in them: the last WINDOW_S
 
 
+class Hours(Enum):
+    """What part of the day it is; the value is its name in a reason."""
+
+    ACTIVE = "active hours"
+    QUIET = "quiet hours"
+    BETWEEN = "between active and quiet hours"
+
+
 @dataclass(frozen=True, slots=True)
+class Why:
+    """What a decision follows from where nothing is wrong. Its words are made when somebody asks: hardly one in ten."""
+
+    hours: Hours
+    readings: Readings
+    others_permille: int  # the mean, or a burst
+    limits: Limits
+    limit_permille: int
+    budget_permille: int
+
+    def __str__(self) -> str:
+        return _reason(self)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Decision:
+    """Equal to another with the same outcome and the same words."""
+
     budget_permille: int
     is_admitting: bool
     memory: Memory
-    reason: str
+    why: Why | str
+
+    @property
+    def reason(self) -> str:
+        return str(self.why)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Decision) and self._outcome() == other._outcome() and self.reason == other.reason
+
+    def __hash__(self) -> int:
+        return hash(self._outcome())
+
+    def _outcome(self) -> tuple[int, bool, Memory]:
+        return self.budget_permille, self.is_admitting, self.memory
 
     @property
     def is_memory_tight(self) -> bool:
@@ -114,8 +152,8 @@ def step(state: GovernorState, readings: Readings, limits: Limits, hour: float) 
     """Decide the budget from new readings: down at once, up by at most RISE_PER_S."""
     went_back = state.at_s is not None and readings.at_s < state.at_s
     if not readings.is_plausible or went_back:
-        why = readings.reason or "the clock went backwards"
-        reason = f"readings failed ({why}): taken as a busy machine"
+        what = readings.reason or "the clock went backwards"
+        reason = f"readings failed ({what}): taken as a busy machine"
         return GovernorState(0, readings.at_s, state.memory), Decision(0, False, state.memory, reason)
     memory = _memory(state.memory, readings.memory_used_permille, limits.memory_permille)
     limit = cpu_limit_permille(limits, hour)
@@ -126,14 +164,15 @@ def step(state: GovernorState, readings: Readings, limits: Limits, hour: float) 
         budget = target
     else:
         budget = min(target, state.budget_permille + round((readings.at_s - state.at_s) * RISE_PER_S))
+    why: Why | str
     if memory > Memory.EASY:
-        reason = _memory_reason(memory, readings, limits)
+        why = _memory_reason(memory, readings, limits)
     elif readings.is_on_battery:
-        reason = "the machine runs on its battery: nothing runs until it is plugged in, but for forced tasks"
+        why = "the machine runs on its battery: nothing runs until it is plugged in, but for forced tasks"
     else:
-        reason = _reason(readings, others, limits, hour, limit, budget)
+        why = Why(_hours(limits, hour), readings, others, limits, limit, budget)
     is_admitting = budget >= ADMIT_PERMILLE and memory is Memory.EASY
-    return GovernorState(budget, readings.at_s, memory, recent), Decision(budget, is_admitting, memory, reason)
+    return GovernorState(budget, readings.at_s, memory, recent), Decision(budget, is_admitting, memory, why)
 
 
 def _recent(state: GovernorState, readings: Readings) -> tuple[tuple[float, int], ...]:
@@ -205,20 +244,27 @@ def _memory_reason(memory: Memory, readings: Readings, limits: Limits) -> str:
     return words + done.get(memory, "")
 
 
-def _reason(readings: Readings, others: int, limits: Limits, hour: float, limit: int, budget: int) -> str:
+def _hours(limits: Limits, hour: float) -> Hours:
     if is_active_hours(limits, hour):
-        when = f"active hours ({limits.active_start_h:02d}-{limits.active_end_h:02d})"
-    elif _within(hour, limits.quiet_start_h, limits.quiet_end_h):
-        when = f"quiet hours ({limits.quiet_start_h:02d}-{limits.quiet_end_h:02d})"
-    else:
-        when = "between active and quiet hours"
-    words = f"{when}: {_percent(limit)} of the machine; others use {_percent(others)}"
+        return Hours.ACTIVE
+    return Hours.QUIET if _within(hour, limits.quiet_start_h, limits.quiet_end_h) else Hours.BETWEEN
+
+
+def _reason(why: Why) -> str:
+    limits, readings = why.limits, why.readings
+    span = {
+        Hours.ACTIVE: f" ({limits.active_start_h:02d}-{limits.active_end_h:02d})",
+        Hours.QUIET: f" ({limits.quiet_start_h:02d}-{limits.quiet_end_h:02d})",
+        Hours.BETWEEN: "",
+    }
+    words = f"{why.hours.value}{span[why.hours]}: {_percent(why.limit_permille)} of the machine"
+    words += f"; others use {_percent(why.others_permille)}"
     if room := _room(readings):
         words += f", {_percent(room)} kept for {readings.query_rate_hz:.1f} searches a second"
     pressure = readings.psi_some_permille
-    if pressure is not None and pressure > PSI_CALM_PERMILLE and others > PSI_OTHERS_PERMILLE:
+    if pressure is not None and pressure > PSI_CALM_PERMILLE and why.others_permille > PSI_OTHERS_PERMILLE:
         words += f" and wait for a CPU {_percent(pressure)} of the time"
-    return f"{words}, {_percent(budget)} left"
+    return f"{words}, {_percent(why.budget_permille)} left"
 
 
 def _percent(permille: int) -> str:

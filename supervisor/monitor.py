@@ -20,6 +20,9 @@ from .procfs import cpu_s
 STAT = Path("/proc/stat")
 PRESSURE = Path("/proc/pressure/cpu")
 MIN_INTERVAL_S = 0.05  # below this the kernel's 10 ms ticks say nothing; the last reading stands
+PRESSURE_PERIOD_S = (
+    0.5  # between looks at who waited for a CPU: it weighs what WINDOW_S says, and takes a read a worker
+)
 SLOW_PERIOD_S = 1.0  # between readings of memory: it changes slowly, and they take as long as all the others
 RARE_PERIOD_S = 30.0  # between looks at the battery, and for other limits of the container
 
@@ -28,13 +31,15 @@ class Own:
     """What the service's own processes used and waited for."""
 
     def __init__(self) -> None:
+        # this process counts from the start on, else what it does until the first sample would be others'
         self._cpu_s: dict[int, float] = {}
+        self.cpu_s([os.getpid()])
         self._waits: dict[int, tuple[PseudoFile, int]] = {}
 
     def cpu_s(self, pids: Sequence[int]) -> float:
         """Return the CPU time that `pids` used since the last call. A new process counts from its next one on."""
         current = {pid: used for pid in pids if (used := cpu_s(pid)) is not None}
-        used_s = sum(used - self._cpu_s.get(pid, used) for pid, used in current.items())
+        used_s = sum(max(used - self._cpu_s.get(pid, used), 0.0) for pid, used in current.items())
         self._cpu_s = current
         return used_s
 
@@ -47,7 +52,7 @@ class Own:
             if file is None:
                 continue
             try:
-                now_ns = int(file.text().split()[1])
+                now_ns = int(file.read(64).split(None, 2)[1])
             except (OSError, IndexError):  # it has ended
                 file.close()
                 continue
@@ -70,7 +75,7 @@ class Pressure:
         """Return for how long some task waited since the last call; None at the first."""
         if self._file is None:
             return None
-        total_us = int(self._file.text().split("total=", 1)[1].split(None, 1)[0])
+        total_us = int(self._file.read(128).split(b"total=", 1)[1].split(None, 1)[0])
         before, self._total_us = self._total_us, total_us
         return None if before is None else max(total_us - before, 0) / 1e6
 
@@ -94,21 +99,37 @@ class KernelCpus:
 
     def __init__(self, path: Path = STAT) -> None:
         self._file = PseudoFile(path)
-        self._usable: set[int] = set()
+        self._counted: tuple[set[int], bool] | None = None  # what the ticks are of: CPUs, by the line that sums them up
         self._busy_ticks = 0
         self.busy(os.sched_getaffinity(0), 1.0)  # the first call only sets the starting point
 
     def busy(self, usable: set[int], elapsed_s: float) -> float:
-        """Return how many CPUs' worth of time anybody used on the usable ones since the last call; 0 where those changed."""
-        ticks = 0
-        for line in self._file.text().split("\nintr", 1)[0].split("\n")[1:]:
-            name, *fields = line.split()
-            if int(name[3:]) in usable:
-                user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = map(int, fields)  # guests are in user
-                ticks += user + nice + system + irq + softirq + steal
-        fresh = ticks - self._busy_ticks if usable == self._usable else 0
-        self._usable, self._busy_ticks = usable, ticks
+        """Return how many CPUs' worth of time anybody used on the usable ones since the last call; 0 where those changed.
+
+        Raises ValueError where the file is none.
+        """
+        text = self._file.read()
+        end = text.find(b"\nintr")
+        online = text.count(b"\ncpu", 0, end)
+        is_all = online == len(usable)
+        lines = [text[: text.index(b"\n")]] if is_all else _lines_of(usable, text[:end])
+        if not lines:
+            raise ValueError(f"{STAT} says nothing of the CPUs {sorted(usable)}")
+        ticks = sum(map(_busy_ticks, lines))
+        counted = usable, is_all
+        fresh = ticks - self._busy_ticks if counted == self._counted else 0
+        self._counted, self._busy_ticks = counted, ticks
         return min(max(fresh, 0) / self.TICKS_PER_S / elapsed_s, float(len(usable)))
+
+
+def _lines_of(usable: set[int], text: bytes) -> list[bytes]:
+    return [line for line in text.split(b"\n")[1:] if int(line[3 : line.index(b" ")]) in usable]
+
+
+def _busy_ticks(line: bytes) -> int:
+    """Return what a line of /proc/stat says of a CPU's time, less idle and waiting for a disk; guests are in user."""
+    _, user, nice, system, _idle, _iowait, irq, softirq, steal, *_ = line.split(None, 9)
+    return int(user) + int(nice) + int(system) + int(irq) + int(softirq) + int(steal)
 
 
 class Monitor:
@@ -121,6 +142,8 @@ class Monitor:
         self._container_used_s: float | None = None
         self._memory_permille = 1000
         self._is_on_battery = False
+        self._psi_permille: int | None = None
+        self._pressure_at_s = float("-inf")
         self._slow_at = self._rare_at = float("-inf")
         self._at_s = time.monotonic()
         self._last: Readings | None = None
@@ -130,8 +153,15 @@ class Monitor:
             self._last = None
 
     def sample(self, own_pids: Sequence[int], query_rate_hz: float = 0.0) -> Readings:
-        """Return what was used since the last sample. Never raises: a failed reading says so in `reason`."""
+        """Return what was used since the last sample. Never raises: a failed reading says so in `reason`.
+
+        The first waits until there is something to tell, for MIN_INTERVAL_S at most: one tick in 5 ms would be a busy
+        machine.
+        """
         now_s = time.monotonic()
+        if self._last is None and 0 <= now_s - self._at_s < MIN_INTERVAL_S:
+            time.sleep(MIN_INTERVAL_S - (now_s - self._at_s))
+            now_s = time.monotonic()
         elapsed_s = now_s - self._at_s
         if self._last is not None and self._last.is_plausible and 0 <= elapsed_s < MIN_INTERVAL_S:
             return self._last
@@ -150,6 +180,8 @@ class Monitor:
             self._look_rarely(now_s)
         if now_s >= self._slow_at:
             self._look_slowly(now_s)
+        if now_s - self._pressure_at_s >= PRESSURE_PERIOD_S:
+            self._look_at_pressure(own_pids, now_s)
         usable = os.sched_getaffinity(0)
         own_cpus = self._own.cpu_s(own_pids) / elapsed_s
         others_share = max(self._cpus.busy(usable, elapsed_s) - own_cpus, 0.0) / len(usable)
@@ -167,18 +199,20 @@ class Monitor:
             others_cpu_permille=min(round(1000 * others_share), 1000),
             memory_used_permille=self._memory_permille,
             cpus=cpus,
-            psi_some_permille=self._pressure_permille(own_pids, elapsed_s),
+            psi_some_permille=self._psi_permille,
             is_on_battery=self._is_on_battery,
             query_rate_hz=query_rate_hz,
         )
 
-    def _pressure_permille(self, own_pids: Sequence[int], elapsed_s: float) -> int | None:
-        """Return the share of the time in which some task of others waited, at the least.
+    def _look_at_pressure(self, own_pids: Sequence[int], now_s: float) -> None:
+        """Find the share of the time since the last look in which some task of others waited, at the least.
 
         The kernel counts our own as well, and those wait whenever anybody else runs: that is what they are niced for.
         """
         waited_s, own_s = self._pressure.waited_s(), self._own.waited_s(own_pids)
-        return None if waited_s is None else round(1000 * min(max(waited_s - own_s, 0.0) / elapsed_s, 1.0))
+        share = None if waited_s is None else min(max(waited_s - own_s, 0.0) / (now_s - self._pressure_at_s), 1.0)
+        self._psi_permille = None if share is None else round(1000 * share)
+        self._pressure_at_s = now_s  # only now: a look that failed is made again at the next sample
 
     def _look_slowly(self, now_s: float) -> None:
         percent = _percent("virtual_memory", psutil.virtual_memory().percent)

@@ -36,7 +36,11 @@ class Clock:
         monkeypatch.setattr(KernelCpus, "busy", lambda _, usable, elapsed_s: len(usable) * self.cpu_percent / 100)
         monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(percent=30.0))
         monkeypatch.setattr(psutil, "sensors_battery", lambda: None)
-        monkeypatch.setattr("morgan.background.supervisor.monitor.time", SimpleNamespace(monotonic=lambda: self.at_s))
+        said = SimpleNamespace(monotonic=lambda: self.at_s, sleep=self.sleep, clock_gettime=time.clock_gettime)
+        monkeypatch.setattr("morgan.background.supervisor.monitor.time", said)
+
+    def sleep(self, seconds: float) -> None:
+        self.at_s += seconds
 
 
 @pytest.fixture

@@ -15,7 +15,16 @@ import psutil
 import pytest
 
 from morgan.background.supervisor.container import Container
-from morgan.background.supervisor.monitor import KernelCpus, Monitor, Own, Pressure, PsutilCpus
+from morgan.background.supervisor.governor import Readings
+from morgan.background.supervisor.monitor import (
+    MIN_INTERVAL_S,
+    PRESSURE_PERIOD_S,
+    KernelCpus,
+    Monitor,
+    Own,
+    Pressure,
+    PsutilCpus,
+)
 
 BUSY_S = 0.3  # of CPU, that the child uses between two samples: thirty of the kernel's ticks
 
@@ -122,6 +131,33 @@ def test_a_look_too_soon_after_another_repeats_it(busy: Busy) -> None:
     first = monitor.sample([])
     found = monitor.sample([])
     assert found is first or found.at_s - first.at_s >= 0.05
+
+
+class Interval(PsutilCpus):
+    """Remembers over how long it was to tell."""
+
+    elapsed_s = 0.0
+
+    def busy(self, usable: set[int], elapsed_s: float) -> float:
+        self.elapsed_s = elapsed_s
+        return super().busy(usable, elapsed_s)
+
+
+def test_the_first_reading_is_of_long_enough_to_tell_others_use() -> None:
+    cpus = Interval()
+    assert Monitor(cpus=cpus).sample([]).is_plausible
+    assert cpus.elapsed_s >= MIN_INTERVAL_S
+
+
+def test_what_this_process_does_before_the_first_reading_is_its_own() -> None:
+    monitor = Monitor()
+    until = time.process_time() + BUSY_S
+    while time.process_time() < until:
+        pass
+    began_s = monitor._at_s
+    readings = monitor.sample([os.getpid()])
+    own_s = readings.own_cpu_permille / 1000 * (readings.at_s - began_s) * readings.cpus
+    assert own_s >= 0.9 * BUSY_S
 
 
 # --- readings that fail -----------------------------------------------------------------------------------------------
@@ -301,6 +337,44 @@ def test_our_own_wait_for_a_cpu_is_told_apart() -> None:
     assert own.waited_s([one.pid]) == 0.0  # it has ended
 
 
+class Waits(Pressure):
+    """A fake of the kernel's pressure: what is waited for is what a test says. None raises, as of a file that is gone."""
+
+    def __init__(self) -> None:
+        self.said_s: float | None = 0.0
+        self.looks = 0
+
+    def waited_s(self) -> float | None:
+        self.looks += 1
+        if self.said_s is None:
+            raise OSError("no pressure")
+        return self.said_s
+
+
+def test_pressure_is_looked_at_now_and_then_and_again_at_once_where_a_look_has_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monitor, waits, at_s = Monitor(), Waits(), time.monotonic()
+    monitor._pressure = waits
+
+    def sampled(after_s: float) -> Readings:
+        nonlocal at_s
+        at_s += after_s
+        monkeypatch.setattr(time, "monotonic", lambda: at_s)
+        return monitor.sample([])
+
+    sampled(0.1)
+    waits.said_s = PRESSURE_PERIOD_S / 2
+    assert (sampled(0.1).psi_some_permille, waits.looks) == (0, 1)
+    assert (sampled(PRESSURE_PERIOD_S - 0.1).psi_some_permille, waits.looks) == (500, 2)
+    waits.said_s = None
+    assert not sampled(PRESSURE_PERIOD_S).is_plausible
+    assert not sampled(0.1).is_plausible
+    waits.said_s = PRESSURE_PERIOD_S
+    assert sampled(0.1).is_plausible
+    assert waits.looks == 5
+
+
 class Battery(NamedTuple):
     power_plugged: bool | None
 
@@ -369,3 +443,17 @@ def test_cpu_time_is_counted_on_the_usable_cpus_and_what_is_idle_or_waits_for_a_
     assert cpus.busy({1}, 2.0) == 0.0  # others than last time: no difference to take
     file.write_text(stat(15))
     assert cpus.busy({1}, 2.0) == 0.0  # went back
+
+
+def test_all_cpus_are_read_by_the_line_that_sums_them_up_and_a_file_without_any_is_an_error(tmp_path: Path) -> None:
+    file = tmp_path / "stat"
+    each = "cpu0 0 0 0 0 0 0 0 0 0 0\ncpu1 0 0 0 0 0 0 0 0 0 0\n"
+    file.write_text(f"cpu  0 0 0 0 0 0 0 0 0 0\n{each}intr 5\n")
+    cpus = KernelCpus(file)
+    cpus.busy({0, 1}, 1.0)
+    file.write_text(f"cpu  1 2 3 50 50 4 5 6 7 7\n{each}intr 5\n")
+    assert cpus.busy({0, 1}, 1.0) == pytest.approx(21 / KernelCpus.TICKS_PER_S)
+    for text in ("cpu  1 2 3 50 50 4 5 6 7 7\nintr 5\n", "", "no such file"):
+        file.write_text(text)
+        with pytest.raises(ValueError, match="nothing of the CPUs"):
+            cpus.busy({0, 1}, 1.0)

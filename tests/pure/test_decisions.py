@@ -196,3 +196,24 @@ def test_rows_are_given_out_once_and_the_last_of_them_at_the_end() -> None:
     assert [row.seconds for row in log.take(is_last=True)] == [30.0]
     assert log.rows() == log.take(is_last=True) == []
     assert [row.seconds for row in logged([(1.0, 5, True)] * 3, log)] == [2.0]  # it goes on
+
+
+@given(st.floats(0, 23.99), st.floats(0, 23.99), st.integers(0, 1000), st.integers(0, 1000))
+def test_the_kind_of_a_reason_is_told_without_its_words_as_by_them(
+    hour: float, later: float, permille: int, other: int
+) -> None:
+    one, two = (
+        step(GovernorState(), Readings(1.0, 0, others, 300, 2.0), Limits(), at)[1]
+        for at, others in ((hour, permille), (later, other))
+    )
+    assert decisions._is_other_kind(one, two) is decisions.is_other(one.reason, two.reason)
+
+
+def test_decisions_with_the_same_outcome_and_words_are_equal() -> None:
+    one, same, other = (
+        step(GovernorState(), Readings(at_s, 0, others, 300, 2.0), Limits(), 12.0)[1]
+        for at_s, others in ((1.0, 100), (2.0, 100), (1.0, 600))
+    )
+    assert (one, hash(one)) == (same, hash(same))
+    assert one == Decision(one.budget_permille, one.is_admitting, one.memory, one.reason)
+    assert one not in (other, Decision(one.budget_permille, one.is_admitting, one.memory, "else"), one.reason)
