@@ -216,7 +216,8 @@ class Resources(Message, tag="resources", frozen=True):
 class ListDecisions(Message, tag="list_decisions", frozen=True):
     """Ask what the governor decided, oldest first: DecisionList. `since`: rows that began after it (Unix seconds).
 
-    Kept for 25 hours. For the next page ask again with the `started_at` of the last row.
+    Kept for 25 hours. For the next page ask again with the `started_at` of the last row. Rows that began at the same time
+    are in one page, which may be longer than `limit` then.
     """
 
     since: float = 0.0

@@ -8,6 +8,9 @@ What a reading says was used is of the time before it, what is decided holds unt
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import islice, takewhile
+
 from ..ipc.records import DecisionRow, Spread
 from .governor import Decision, Readings, Why
 
@@ -32,6 +35,18 @@ def is_other(reason: str, before: str) -> bool:
     """Say whether a reason is of another kind than the one before it."""
     # the first comparison is for speed: figures before the colon are rare
     return reason.partition(":")[0] != before.partition(":")[0] and kind_of(reason) != kind_of(before)
+
+
+def page(rows: Iterable[DecisionRow], limit: int) -> list[DecisionRow]:
+    """Return the first `limit` of sorted rows, and those that began when the last of them did.
+
+    The next page is of what began later, so rows of one time, as after a clock that was set back, stay together.
+    """
+    left = iter(rows)
+    taken = list(islice(left, limit))
+    if taken:
+        taken += takewhile(lambda row: row.started_at == taken[limit - 1].started_at, left)
+    return taken
 
 
 def _is_other_kind(decision: Decision, held: Decision) -> bool:

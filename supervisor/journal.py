@@ -13,7 +13,6 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +21,7 @@ import msgspec
 
 from ..ipc.errors import ConfigError
 from ..ipc.records import DecisionRow, ExecutionRecord, QueryRecord, ScheduleRecord, TaskRecord, TaskStatus, TaskType
-from .decisions import KEPT_DECISIONS, KEPT_DECISIONS_S
+from .decisions import KEPT_DECISIONS, KEPT_DECISIONS_S, page
 
 log = logging.getLogger(__name__)
 
@@ -340,10 +339,13 @@ class Journal:
             self._write("insert into decision (started_at, record) values (?, ?)", (row.started_at, _encode(row)))
 
     def decisions(self, since: float, until: float, limit: int) -> list[DecisionRow]:
-        """Return the rows that began after `since` and not after `until`, oldest first; less than `limit`: all of them."""
+        """Return the rows that began after `since` and not after `until`, oldest first; less than `limit`: all of them.
+
+        More than `limit` where several began at the same time: see `decisions.page`.
+        """
         sql = "select record from decision where started_at > ? and started_at <= ? order by started_at, n"
         # counted here: a damaged row, which is left out, must not make a page look like the last one
-        return list(islice(self._rows(DecisionRow, sql, since, until), limit))
+        return page(self._rows(DecisionRow, sql, since, until), limit)
 
     def add_judgment(
         self, key: str, query: str, collection: str, document_id: str, relevance: float, now: float

@@ -15,6 +15,7 @@ from ..ipc.records import Order, ScheduleRecord, TaskRecord, TaskStatus, TaskTyp
 from ..ipc.version import VERSION
 from . import scheduler
 from .core import PING, Core
+from .decisions import page
 from .feed import Reader
 from .params import check_params
 from .reload import Changes
@@ -275,7 +276,7 @@ class Requests:
         limits = core.settings.limits
         return m.DecisionList(
             rid=request.rid,
-            decisions=tuple(sorted(rows, key=lambda row: row.started_at)[:limit]),
+            decisions=tuple(page(sorted(rows, key=lambda row: row.started_at), limit)),
             zone=core.settings.zone.key,
             active_start_h=limits.active_start_h,
             active_end_h=limits.active_end_h,

@@ -149,6 +149,27 @@ def test_pages_follow_each_other_without_a_row_twice_or_left_out(start: Callable
     assert [row.started_at - NOON for row in asked(core, now, NOON + 300)] == [360, 420, 480]
 
 
+@pytest.mark.parametrize("is_written", [True, False])
+def test_rows_of_the_same_time_at_the_end_of_a_page_are_all_given(
+    start: Callable[[float], Core], clock: Clock, is_written: bool
+) -> None:
+    """The clock was set back to when a row began, and another began then."""
+    core = start(NOON)
+    now = pass_time(core, clock, NOON, 120)
+    whole = asked(core, now)
+    twin = msgspec.structs.replace(whole[0], reason="a clock that was set back")
+    if is_written:
+        core.save(now)
+        core.journal.add_decisions([twin])
+    else:
+        core.decisions._closed.append(twin)
+    pages, since = [], 0.0
+    while page := asked(core, now, since, limit=1):
+        pages += page
+        since = page[-1].started_at
+    assert pages == [whole[0], twin, *whole[1:]]
+
+
 def test_a_damaged_row_in_a_full_page_hides_none_of_those_after_it(
     start: Callable[[float], Core], clock: Clock
 ) -> None:
