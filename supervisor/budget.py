@@ -66,6 +66,10 @@ class Budget:
             if worker.task_id is not None:
                 self._add_grant(worker, now)
 
+    def task_ids(self) -> list[str | None]:
+        """Return what each worker runs."""
+        return [worker.task_id for worker in self._workers.values()]
+
     @property
     def is_busy(self) -> bool:
         return any(worker.task_id is not None for worker in self._workers.values())

@@ -51,6 +51,7 @@ from .clock import Moved
 from .decisions import DecisionLog
 from .feed import Feed, Seen
 from .freshness import Freshness
+from .governor import Memory
 from .journal import Journal
 from .monitor import Monitor
 from .params import jobs_for, params_of_schedule
@@ -69,6 +70,7 @@ REFRESH_PRIORITY = -1  # of what nobody asked for
 SAVE_PERIOD_S = 60.0  # query analytics are statistics: losing a minute of them at a crash is accepted
 SNAPSHOT_PERIOD_S = 1800.0  # some MB each time; a reboot costs what was computed in the last half hour
 COUNT_PERIOD_S = 0.5  # between looks at what readers counted: the rate of searches says nothing in less
+DUTY_STEP_PERMILLE = 5  # of the machine: workers may be told so much too little or too much; half a tick in 0.5 s
 FRESH_S = 0.5  # a reading older than this is renewed before it is shown
 PING = TaskType.PING  # looked up once: an enum's member costs 0.1 us a look on Python 3.11
 WINDOW = 256  # tiny tasks a worker holds besides the one it runs
@@ -124,6 +126,8 @@ class Core:
         self._freshness = Freshness(keeper, popularity, settings.collections)
         self._snapshot, self._next_snapshot_at = snapshot, started_at + SNAPSHOT_PERIOD_S
         self._next_sample_at = self._next_save_at = 0.0
+        # what the last upkeep knew of what the shares of workers follow from: the decision, the CPUs, what each one runs
+        self._told = governor.Decision(0, False, Memory.EASY, ""), 0.0, list[str | None]()
         self._next_check_at = started_at + settings.check_interval_s
         self.feed = Feed(int(started_at * 1e6))
         self._restore(started_at)
@@ -268,17 +272,31 @@ class Core:
     # --- readings and budget ------------------------------------------------------------------------------------------
 
     def sample(self, now: float) -> None:
-        """Take readings and decide the budget anew."""
-        self.is_stirred = True
+        """Take readings and decide the budget anew. Stirs where that makes a difference to workers or to who follows."""
         if not 0 <= now - self._counted_at < COUNT_PERIOD_S:
             self.collect_counts(now)
         self.budget.sample(now, self._rate_hz, self.settings.limits, self.settings.zone)
+        if self._differs():
+            self.is_stirred = True
         limit = self.budget.limit_permille
         self.decisions.add(now, self.budget.readings, self.budget.decision, limit)
         is_busy = self.budget.is_busy
         idle_s = WATCHED_PERIOD_S if self.feed.is_listened_to(now) else IDLE_PERIOD_S
         period_s = BUSY_PERIOD_S if is_busy else WAITING_PERIOD_S if self.queue.has_pending else idle_s
         self._next_sample_at = now + period_s
+
+    def _differs(self) -> bool:
+        """Say whether what workers may use is another than at the last upkeep, by more than DUTY_STEP_PERMILLE or to none."""
+        decision, (told, cpus, task_ids) = self.budget.decision, self._told
+        return (
+            decision.is_admitting is not told.is_admitting
+            or decision.memory is not told.memory
+            or decision.memory is Memory.CRITICAL
+            or (decision.budget_permille == 0) is not (told.budget_permille == 0)
+            or abs(decision.budget_permille - told.budget_permille) >= DUTY_STEP_PERMILLE
+            or self.budget.readings.cpus != cpus
+            or self.budget.task_ids() != task_ids
+        )
 
     def sample_if_stale(self, now: float) -> None:
         if not 0 <= now - self.budget.sampled_at < FRESH_S:
@@ -418,6 +436,7 @@ class Core:
     def upkeep(self, now: float) -> list[Action]:
         """Do what follows from what has changed since the last time, and what is done now and then."""
         self.is_stirred = False
+        self._told = self.budget.decision, self.budget.readings.cpus, self.budget.task_ids()
         if void := self.keeper.take_void():
             self.journal.void_results(void)
             self.feed.results(voided=len(void))
@@ -465,12 +484,15 @@ class Core:
 
     def next_deadline(self, now: float) -> float:
         """Return when the next tick has something to do (Unix seconds)."""
-        deadlines = [
-            self._next_sample_at,
-            self._next_save_at,
-            self._next_check_at,
-            self.next_end_of_a_wait(now),
-        ]
+        return min(self._next_sample_at, self.next_upkeep(now))
+
+    def next_turn(self, now: float) -> float:
+        """Return when `turn` has something to do of which `upkeep` need not hear: a sample is due, or a wait ends."""
+        return min(self._next_sample_at, self.next_end_of_a_wait(now))
+
+    def next_upkeep(self, now: float) -> float:
+        """Return when there is more to do than to take a sample."""
+        deadlines = [self._next_save_at, self._next_check_at, self.next_end_of_a_wait(now)]
         if (next_run_at := self.next_schedule()) is not None:
             deadlines.append(next_run_at)
         if (tell_at := self.feed.next_deadline(now)) is not None:

@@ -189,10 +189,13 @@ def _recent(state: GovernorState, readings: Readings) -> tuple[tuple[float, int]
 
 def _others(recent: tuple[tuple[float, int], ...]) -> int:
     newest = recent[0][1]
-    total_s = sum(seconds for seconds, _ in recent)
+    total_s = used = 0.0
+    for seconds, others in recent:
+        total_s += seconds
+        used += seconds * others
     if total_s <= 0:
         return newest
-    mean = sum(seconds * others for seconds, others in recent) / total_s
+    mean = used / total_s
     return newest if newest > mean + BURST_PERMILLE else round(mean)
 
 
@@ -229,6 +232,8 @@ def _target(readings: Readings, others: int, limit: int) -> int:
 
 def _memory(held: Memory, used: int, limit: int) -> Memory:
     """Return the step: up at once, down where use is MEMORY_HYSTERESIS_PERMILLE below the limit of the held one."""
+    if used <= limit and held is Memory.EASY:
+        return held  # as nearly always
 
     def step_at(permille: int) -> Memory:
         if permille <= limit:

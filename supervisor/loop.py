@@ -146,7 +146,7 @@ class Supervisor:
     # --- collect ------------------------------------------------------------------------------------------------------
 
     def _timeout_ms(self, now: float) -> int:
-        until_s = min(self._upkeep_at, self._core.next_end_of_a_wait(now)) - now
+        until_s = min(self._upkeep_at, self._core.next_turn(now)) - now
         # Rounded up: a wait that ends 0.4 ms early would spin through turns with nothing to do. Bounded: the clock may
         # have been set back, by years, since the deadlines were found.
         return max(int(min(until_s, MAX_WAIT_S) * 1000) + 1, 0)
@@ -248,7 +248,7 @@ class Supervisor:
         self._doors_turn()
         actions = self._core.upkeep(now)
         self._timer.arm(self._core.next_schedule())
-        deadlines = [self._core.next_deadline(now), now + MAX_WAIT_S]
+        deadlines = [self._core.next_upkeep(now), now + MAX_WAIT_S]
         if (start_at := self._pool.next_start()) is not None and self._drain_until is None:
             deadlines.append(start_at)
         if self._drain_until is not None:

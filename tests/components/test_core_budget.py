@@ -130,3 +130,35 @@ def test_memory_that_runs_short_is_seen_by_the_next_sample_after_a_second(core: 
     core.sample(time.time())
     assert core.budget.decision.memory is governor.Memory.CRITICAL
     assert not core.budget.decision.is_admitting
+
+
+def test_a_sample_asks_for_upkeep_where_shares_of_workers_follow_from_it_and_not_elsewhere(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_stirred_by(
+        permille: int, *, is_admitting: bool = True, memory: governor.Memory = governor.Memory.EASY
+    ) -> bool:
+        """Have a sample end in this decision, then the upkeep that it asks for."""
+        decision = governor.Decision(permille, is_admitting, memory, "said by the test")
+        monkeypatch.setattr(governor, "step", lambda *_: (governor.GovernorState(), decision))
+        core.is_stirred = False
+        core.sample(time.time())
+        if is_stirred := core.is_stirred:
+            core.upkeep(time.time())
+        return is_stirred
+
+    assert is_stirred_by(300)
+    assert not is_stirred_by(300)
+    assert not is_stirred_by(297)
+    assert is_stirred_by(295)  # from what was told last, however small its steps were
+    assert is_stirred_by(2)
+    assert is_stirred_by(0)
+    assert is_stirred_by(0, is_admitting=False)
+    assert is_stirred_by(0, is_admitting=False, memory=governor.Memory.TIGHT)
+    assert not is_stirred_by(0, is_admitting=False, memory=governor.Memory.TIGHT)
+    assert is_stirred_by(0, is_admitting=False, memory=governor.Memory.CRITICAL)
+    assert is_stirred_by(0, is_admitting=False, memory=governor.Memory.CRITICAL)  # worker after worker is relieved
+    assert is_stirred_by(300)
+    core.workers[0].task_id = "ping_1"  # a ping does not stir, and takes a share
+    assert is_stirred_by(300)
+    assert not is_stirred_by(300)
