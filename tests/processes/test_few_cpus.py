@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 
+from morgan.background.data import documents
 from morgan.background.ipc.records import TaskStatus
 from tests.processes.daemons import NO_MODEL, Daemon
 
@@ -43,3 +44,17 @@ def test_more_workers_than_cpus_end_their_tasks(
     assert {daemon.finished(task_id).status for task_id in asked} == {TaskStatus.COMPLETED}
     resources = daemon.client.status()["resources"]
     assert (resources["cpus"], resources["own_cpu"] <= 1.0) == (1.0, True)
+
+
+@pytest.mark.timeout(400)
+def test_four_workers_on_one_cpu_embed_with_the_real_model(
+    make_daemon: Callable[[Mapping[str, str]], Daemon], one_cpu: int
+) -> None:
+    daemon = make_daemon({"MORGAN_SERVICE_WORKERS": "4"}).start()
+    daemon.client.create_collection("few", 384)
+    wrong = [0.0] * 383 + [1.0]  # of no model: each vector must be made anew
+    some = documents()[:10]
+    daemon.client.upsert("few", [{"id": one["id"], "vector": wrong, "payload": dict(one)} for one in some])
+    assert daemon.run("reindex", "few")["documents_embedded"] == 10
+    ran_on = [os.sched_getaffinity(child.pid) for child in daemon.children()]
+    assert ran_on == [{one_cpu}] * len(ran_on)
