@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from .messages import Failure, Message
-from .records import CollectionInfo, ComputedResult, Hit, Point, PointId, Record
+from .records import CollectionInfo, ComputedResult, Hit, IndexInfo, IndexSettings, Point, PointId, Record
 
 MAX_CALL_BYTES = 32 * 1024 * 1024
 
@@ -78,6 +78,7 @@ class SearchVectors(Message, tag="search_vectors", frozen=True):
     limit: int = 10
     query_filter: dict[str, Any] | None = None
     exact: bool = False
+    ef: int = 0
 
 
 class SearchText(Message, tag="search_text", frozen=True):
@@ -208,6 +209,20 @@ class Lend(Message, tag="lend", frozen=True):
     collection: str
 
 
+class DescribeIndex(Message, tag="describe_index", frozen=True):
+    """Ask how a collection is indexed, and which fields its searches filter by: IndexDescription."""
+
+    collection: str
+
+
+class ConfigureIndex(Message, tag="configure_index", frozen=True):
+    """Change what `settings` names (0: leave it), and index payload fields, field -> kind. Answer: IndexDescription."""
+
+    collection: str
+    settings: IndexSettings = IndexSettings()
+    payload: dict[str, str] = {}
+
+
 Call = (
     Collections
     | Info
@@ -232,6 +247,8 @@ Call = (
     | MakeAlias
     | RollBack
     | Lend
+    | DescribeIndex
+    | ConfigureIndex
 )
 
 
@@ -302,6 +319,13 @@ class Lent(Message, tag="lent", frozen=True):
     folder: str
 
 
+class IndexDescription(Message, tag="index_description", frozen=True):
+    """`done`: what came of a change, in words."""
+
+    index: IndexInfo
+    done: tuple[str, ...] = ()
+
+
 Answer = (
     CollectionList
     | Page
@@ -313,5 +337,6 @@ Answer = (
     | TouchedIds
     | RolledBack
     | Lent
+    | IndexDescription
     | Failure
 )

@@ -206,6 +206,23 @@ class CollectionInfo(Record, frozen=True):
     aliases: tuple[str, ...] = ()
 
 
+class IndexSettings(Record, frozen=True):
+    """How a collection's HNSW graph is built and searched. 0: as the engine does it by itself."""
+
+    m: int = 0  # edges of a node
+    ef_construct: int = 0  # candidates looked at while it is built
+    ef: int = 0  # candidates looked at in a search
+
+
+class IndexInfo(Record, frozen=True):
+    """What a collection's index is. `payload` maps the fields with a payload index to its kind."""
+
+    settings: IndexSettings = IndexSettings()
+    indexed_vectors: int = 0  # those that the graph holds; the others are searched one by one
+    payload: dict[str, str] = {}
+    filters: dict[str, int] = {}  # searches that each field filtered since the owner was started
+
+
 class ComputedResult(Record, frozen=True):
     """One query's precomputed results, best first: the rows of the result store.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from ..ipc.errors import ConfigError
+from ..ipc.records import IndexSettings
 from .names import taken
 from .versions import is_ours
 
@@ -17,6 +18,7 @@ class Entry(msgspec.Struct, frozen=True):
     vector_size: int
     distance: str
     vector_name: str = ""
+    index: IndexSettings = IndexSettings()
 
 
 class Contents(msgspec.Struct, frozen=True):
@@ -59,6 +61,11 @@ class Catalog:
         """Raises InvalidArgument if the name is taken."""
         if name in self.names():
             raise taken(name)
+        self._replace(collections=self.contents.collections | {name: entry})
+
+    def configure(self, name: str, index: IndexSettings) -> None:
+        """Keep how the collection `name` is indexed and searched."""
+        entry = msgspec.structs.replace(self.contents.collections[name], index=index)
         self._replace(collections=self.contents.collections | {name: entry})
 
     def remove(self, name: str) -> None:

@@ -16,16 +16,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import msgspec
 import numpy as np
 
 from ..ipc.errors import ConfigError, InvalidArgument, StoreLocked, StoreUnavailable
-from ..ipc.records import CollectionInfo, Hit, Point, PointId
+from ..ipc.records import CollectionInfo, Hit, IndexInfo, IndexSettings, Point, PointId
 from .catalog import Catalog, Entry
 from .fingerprint import fingerprint
-from .names import check_distance, check_filter, check_id, check_vectors, not_found, row_of, vector_of
+from .names import check_distance, check_filter, check_id, check_kinds, check_vectors, not_found, row_of, vector_of
 from .vectors import STAMP_KEY, Rewrite, Vectors
 
 log = logging.getLogger(__name__)
+
+ENGINE_M, ENGINE_EF_CONSTRUCT = 16, 100  # of a graph that nothing is said of
+FULL_SCAN_KB = 10_000  # of vectors below which a filtered search looks at each of them: the engine's own value
 
 
 class EdgeStore:
@@ -119,10 +123,14 @@ class EdgeStore:
         params = self._edge.EdgeVectorParams(
             size=vector_size, distance=getattr(self._edge.Distance, distance.capitalize())
         )
-        entry = Entry(folder=folder, vector_size=vector_size, distance=distance, vector_name=vector_name)
+        model = self._catalog.resolve(like) if like else None
+        index = self._catalog.contents.collections[model].index if model else IndexSettings()
+        entry = Entry(folder=folder, vector_size=vector_size, distance=distance, vector_name=vector_name, index=index)
         if name in self._catalog.names():
             self._catalog.add(name, entry)  # raises, before anything is made
-        config = self._edge.EdgeConfig(vectors={vector_name: params} if vector_name else params)
+        config = self._edge.EdgeConfig(
+            vectors={vector_name: params} if vector_name else params, hnsw_config=graph_of(index)
+        )
         shard = self._edge.EdgeShard.create(str(self._path / "shards" / folder), config)
         if like:
             for field, index in self._open(like)[0].info().payload_schema.items():
@@ -209,17 +217,19 @@ class EdgeStore:
         limit: int = 10,
         query_filter: Mapping[str, Any] | None = None,
         exact: bool = False,
+        ef: int = 0,
     ) -> list[list[Hit]]:
         shard, info = self._open(name)
         check_vectors(info, vectors)
         edge = self._edge
+        depth = ef or self._catalog.contents.collections[info.name].index.ef or None
         requests = [
             edge.QueryRequest(
                 query=edge.Query.Nearest(vector.tolist(), using=info.vector_name or None),
                 filter=self._filter(query_filter),
                 limit=limit,
                 with_payload=True,
-                params=edge.SearchParams(exact=exact),
+                params=edge.SearchParams(exact=exact, hnsw_ef=depth),
             )
             for vector in vectors
         ]
@@ -333,6 +343,53 @@ class EdgeStore:
             shard.close()
         self._shards = {}
         os.close(self._lock)
+
+    # --- the index ----------------------------------------------------------------------------------------------------
+
+    def index_info(self, name: str) -> IndexInfo:
+        shard, info = self._open(name)
+        found = shard.info()
+        return IndexInfo(
+            settings=self._catalog.contents.collections[info.name].index,
+            indexed_vectors=found.indexed_vectors_count,
+            payload={field: _kind(one.data_type) for field, one in found.payload_schema.items()},
+        )
+
+    def configure_index(self, name: str, settings: IndexSettings, payload: Mapping[str, str]) -> list[str]:
+        """See Tunable. A graph is built where nobody searches it: another `m` waits for the next version."""
+        check_kinds(payload)
+        shard, info = self._open(name)
+        words = []
+        for field, kind in payload.items():
+            schema = getattr(self._edge.PayloadSchemaType, kind.capitalize())
+            shard.update(self._edge.UpdateOperation.create_field_index(field, schema))
+            words.append(f"payload index of {field!r} ({kind}) made")
+        named = {key: value for key, value in msgspec.structs.asdict(settings).items() if value}
+        if named:
+            held = self._catalog.contents.collections[info.name].index
+            self._catalog.configure(info.name, msgspec.structs.replace(held, **named))
+        if settings.ef:
+            words.append(f"searches look at {settings.ef} candidates from now on")
+        if settings.m or settings.ef_construct:
+            words.append(
+                "the next version of the collection gets the other graph: `run reindex --set force_rebuild=true`"
+            )
+        return words
+
+
+def graph_of(index: IndexSettings) -> Any:
+    """Return the engine's settings of a graph; None where nothing is said of it."""
+    import qdrant_edge
+
+    if not (index.m or index.ef_construct):
+        return None
+    return qdrant_edge.HnswIndexConfig(
+        m=index.m or ENGINE_M, ef_construct=index.ef_construct or ENGINE_EF_CONSTRUCT, full_scan_threshold=FULL_SCAN_KB
+    )
+
+
+def _kind(native: Any) -> str:
+    return str(native).rpartition(".")[2].lower()
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ import numpy as np
 from ..ipc.checks import DISTANCES, MAX_VECTOR_SIZE
 from ..ipc.errors import CollectionNotFound, InvalidArgument, VectorSizeMismatch
 from ..ipc.records import CollectionInfo, Point, PointId
-from .vectors import Vectors
+from .vectors import PAYLOAD_KINDS, Vectors
 
 
 def not_found(name: str, existing: Iterable[str]) -> CollectionNotFound:
@@ -88,3 +88,12 @@ def vector_of(point: Point, info: CollectionInfo) -> Vectors:
     vector = floats_of(point.vector)
     check_vectors(info, vector[None, :])
     return vector
+
+
+def check_kinds(payload: Mapping[str, str]) -> None:
+    """Raise InvalidArgument unless every field has a name, and a kind that the engines index."""
+    for field, kind in payload.items():
+        if not field or kind not in PAYLOAD_KINDS:
+            raise InvalidArgument(
+                f"an index of {field!r} cannot be of kind {kind!r}: one of {', '.join(PAYLOAD_KINDS)}"
+            )

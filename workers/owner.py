@@ -6,7 +6,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import assert_never
+from typing import assert_never, cast
 
 import msgspec
 import zmq
@@ -17,10 +17,11 @@ from ..ipc.commands import PointsChanged
 from ..ipc.errors import InvalidArgument, MorganError, ProtocolError, StoreUnavailable, SwapImpossible
 from ..ipc.messages import Failure
 from ..ipc.query import scope_of
-from ..ipc.records import ComputedResult, Point, QueryJob
+from ..ipc.records import ComputedResult, IndexInfo, Point, QueryJob
 from ..ipc.settings import WorkerSettings
 from . import changes
 from .edge import EdgeStore
+from .filters import Filters
 from .models import load_embedder
 from .names import check_id, check_size, floats_of, vector_of
 from .rollback import drop_expired, roll_back
@@ -28,7 +29,7 @@ from .search import compute
 from .serving import Serving
 from .task import Embedder, Reranker, Tools
 from .texts import Maker
-from .vectors import STAMP_KEY, Rewrite, Vectors, VectorStore
+from .vectors import STAMP_KEY, Rewrite, Tunable, Vectors, VectorStore
 from .versions import serving_aliases, versions_of
 from .watches import MAX_HOLD_S, Watches
 
@@ -58,6 +59,7 @@ class OwnerService:
         self.seq = time.monotonic_ns()
         self.awaited: int | None = None  # the change that the last answer is to be held for
         self._watches = Watches(self.seq)
+        self._filters = Filters()
         self._serving = Serving(store, embedder, load or (lambda name: load_embedder(settings.model, name)))
         # not paced: an application waits for the answer
         self._tools = Tools(
@@ -123,7 +125,9 @@ class OwnerService:
                     limit=check_limit(call.limit),
                     query_filter=call.query_filter,
                     exact=call.exact,
+                    ef=call.ef,
                 )
+                self._filters.note(call.collection, call.query_filter)
                 return calls.HitLists(hits=tuple(tuple(one) for one in hits), as_of=self.seq)
             case calls.SearchText():
                 return calls.Computed(result=self._search(call))
@@ -187,8 +191,19 @@ class OwnerService:
                 if serving_aliases(store.info(call.collection)):
                     raise InvalidArgument(f"{call.collection!r} is searched: it is not lent")
                 return calls.Lent(folder=str(store.lend(call.collection)))
+            case calls.DescribeIndex():
+                return calls.IndexDescription(index=self._index_info(call.collection))
+            case calls.ConfigureIndex():
+                done = cast(Tunable, store).configure_index(call.collection, call.settings, call.payload)
+                return calls.IndexDescription(index=self._index_info(call.collection), done=tuple(done))
             case _:
                 assert_never(call)
+
+    def _index_info(self, collection: str) -> IndexInfo:
+        """Return how a collection is indexed, with the filters of searches under any of its names."""
+        found = cast(Tunable, self._store).index_info(collection)
+        names = changes.names_of(self._store.info(collection))
+        return msgspec.structs.replace(found, filters=self._filters.of(names))
 
     # --- versions of a collection -------------------------------------------------------------------------------------
 
@@ -260,6 +275,7 @@ class OwnerService:
             scope=scope_of(call.query_filter, call.tenant),
         )
         self._publish((result or self._nothing(call),))
+        self._filters.note(call.collection, call.query_filter)
         return result
 
     def _nothing(self, call: calls.SearchText) -> ComputedResult:

@@ -10,10 +10,20 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from ..ipc.errors import InvalidArgument, StoreUnavailable, SwapImpossible
-from ..ipc.records import CollectionInfo, Hit, Point, PointId
+from ..ipc.records import CollectionInfo, Hit, IndexInfo, IndexSettings, Point, PointId
 from ..ipc.settings import Secret, StoreSettings
 from .fingerprint import fingerprint
-from .names import check_distance, check_filter, check_id, check_vectors, not_found, row_of, taken, vector_of
+from .names import (
+    check_distance,
+    check_filter,
+    check_id,
+    check_kinds,
+    check_vectors,
+    not_found,
+    row_of,
+    taken,
+    vector_of,
+)
 from .vectors import COPIED_KEY, STAMP_KEY, Rewrite, Vectors
 from .versions import is_ours, serving_aliases
 
@@ -174,11 +184,15 @@ class QdrantStore:
         limit: int = 10,
         query_filter: Mapping[str, Any] | None = None,
         exact: bool = False,
+        ef: int = 0,
     ) -> list[list[Hit]]:
         from qdrant_client import models
 
         info = self.info(name)
         check_vectors(info, vectors)
+        params = models.SearchParams(exact=exact, hnsw_ef=ef or None) if exact or ef else None
+        if _is_local(self._client):
+            params = None  # local mode is exact anyway and warns about parameters
         requests = [
             models.QueryRequest(
                 query=vector.tolist(),
@@ -186,8 +200,7 @@ class QdrantStore:
                 filter=_filter(query_filter),
                 limit=limit,
                 with_payload=True,
-                # local mode is exact anyway and warns about parameters
-                params=models.SearchParams(exact=True) if exact and not _is_local(self._client) else None,
+                params=params,
             )
             for vector in vectors
         ]
@@ -326,6 +339,39 @@ class QdrantStore:
     def close(self) -> None:
         if self._is_own:
             self._client.close()
+
+    # --- the index ----------------------------------------------------------------------------------------------------
+
+    @_reachable
+    def index_info(self, name: str) -> IndexInfo:
+        described = self._client.get_collection(self.info(name).name)
+        graph = described.config.hnsw_config
+        is_local = _is_local(self._client)  # which reports a graph that it does not have
+        return IndexInfo(
+            settings=IndexSettings() if is_local else IndexSettings(m=graph.m, ef_construct=graph.ef_construct),
+            indexed_vectors=0 if is_local else described.indexed_vectors_count or 0,
+            payload={field: str(one.data_type.value) for field, one in (described.payload_schema or {}).items()},
+        )
+
+    @_reachable
+    def configure_index(self, name: str, settings: IndexSettings, payload: Mapping[str, str]) -> list[str]:
+        """See Tunable. A server builds another graph by itself, and keeps no depth of searches."""
+        from qdrant_client import models
+
+        check_kinds(payload)
+        real, words = self.info(name).name, []
+        if _is_local(self._client):
+            return ["nothing: the local mode of qdrant-client has no index and ignores what is set"]
+        for field, kind in payload.items():
+            self._client.create_payload_index(real, field, field_schema=models.PayloadSchemaType(kind), wait=True)
+            words.append(f"payload index of {field!r} ({kind}) made")
+        if settings.m or settings.ef_construct:
+            graph = models.HnswConfigDiff(m=settings.m or None, ef_construct=settings.ef_construct or None)
+            self._client.update_collection(real, hnsw_config=graph)
+            words.append("the server builds the other graph by itself, and answers from the old one meanwhile")
+        if settings.ef:
+            words.append(f"nothing: a server keeps no depth of searches; give hnsw_ef={settings.ef} with each of yours")
+        return words
 
 
 def _settings_like(config: Any, params: Any, vector_name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from ..ipc import calls, wire
 from ..ipc.exchange import Exchange
 from ..ipc.messages import Message
-from ..ipc.records import CollectionInfo, Hit, Point, PointId
+from ..ipc.records import CollectionInfo, Hit, IndexInfo, IndexSettings, Point, PointId
 from .vectors import Rewrite, Vectors
 from .write_gate import ask
 
@@ -76,6 +76,7 @@ class RemoteStore:
         limit: int = 10,
         query_filter: Mapping[str, Any] | None = None,
         exact: bool = False,
+        ef: int = 0,
     ) -> list[list[Hit]]:
         call = calls.SearchVectors(
             collection=name,
@@ -84,6 +85,7 @@ class RemoteStore:
             limit=limit,
             query_filter=dict(query_filter) if query_filter else None,
             exact=exact,
+            ef=ef,
         )
         answer = self._ask(calls.HitLists, call)
         self.as_of = answer.as_of
@@ -118,6 +120,13 @@ class RemoteStore:
 
     def close(self) -> None:
         self._exchange.close()
+
+    def index_info(self, name: str) -> IndexInfo:
+        return self._ask(calls.IndexDescription, calls.DescribeIndex(collection=name)).index
+
+    def configure_index(self, name: str, settings: IndexSettings, payload: Mapping[str, str]) -> list[str]:
+        call = calls.ConfigureIndex(collection=name, settings=settings, payload=dict(payload))
+        return list(self._ask(calls.IndexDescription, call).done)
 
 
 def _items(rewrites: Sequence[Rewrite]) -> tuple[calls.RewriteItem, ...]:

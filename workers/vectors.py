@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from ..ipc.records import CollectionInfo, Hit, Point, PointId
+from ..ipc.records import CollectionInfo, Hit, IndexInfo, IndexSettings, Point, PointId
 
 Vectors = npt.NDArray[np.float32]
 
@@ -98,10 +98,12 @@ class VectorStore(Protocol):
         limit: int = 10,
         query_filter: Mapping[str, Any] | None = None,
         exact: bool = False,
+        ef: int = 0,
     ) -> list[list[Hit]]:
         """Return the nearest points of each row of `vectors`, shape (Q, D), best first.
 
-        `query_filter` maps payload fields to the value each must have (a list: any of its values).
+        `query_filter` maps payload fields to the value each must have (a list: any of its values). `ef`: candidates
+        that a search of the graph looks at; 0: as the collection is configured.
         Raises VectorSizeMismatch where D is not the collection's.
         """
         ...
@@ -150,4 +152,20 @@ class Conditional(Protocol):
 
     def delete_if(self, name: str, ids: Sequence[PointId], *, mark: str) -> None:
         """Delete those of the points that have `mark`."""
+        ...
+
+
+PAYLOAD_KINDS = ("keyword", "integer", "float", "bool")  # of a payload index
+
+
+class Tunable(Protocol):
+    """A store whose indexes can be looked at and configured: all of them, as far as their engine lets them."""
+
+    def index_info(self, name: str) -> IndexInfo: ...
+
+    def configure_index(self, name: str, settings: IndexSettings, payload: Mapping[str, str]) -> list[str]:
+        """Change what `settings` names and index the fields of `payload`, field -> kind; return what came of each.
+
+        Raises InvalidArgument for an unknown kind.
+        """
         ...
