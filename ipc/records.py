@@ -18,6 +18,7 @@ class TaskType(StrEnum):
     REINDEX = "reindex"  # embed the points whose text or model changed
     RERANK = "rerank"  # search and rerank popular queries, publish their results
     WARM = "warm"  # precompute what the cache lacks for the popular queries
+    TUNE = "tune"  # measure the index and propose other settings, or apply them
     PING = "ping"  # answer, and do nothing: it says whether workers do
 
 

@@ -74,11 +74,19 @@ class GateSettings(Settings, frozen=True):
     require_judgments: bool = False  # another model needs judged queries to be swapped in
 
 
+class TuningSettings(Settings, frozen=True):
+    """What a tune task aims at, and whether it applies what it proposes."""
+
+    recall_goal: float = 0.98  # @10 of the index against exact search
+    apply: bool = False
+
+
 class WorkerSettings(Settings, frozen=True):
     store: StoreSettings = StoreSettings()
     model: ModelSettings = ModelSettings()
     rerank: RerankSettings = RerankSettings()
     gate: GateSettings = GateSettings()
+    tuning: TuningSettings = TuningSettings()
     scroll_size: int = 64  # points per step of a re-index: a checkpoint about every few seconds on one core
     grace_s: float = 10.0
     retention_s: float = 7 * 86400.0  # for so long the version before a swap is kept for a roll-back

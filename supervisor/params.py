@@ -67,6 +67,7 @@ ACCEPTED: Mapping[TaskType, Mapping[str, _Check]] = {
     },
     TaskType.RERANK: {"max_queries": _COUNT, "queries": _TEXTS, "scope": _SCOPE, "dry_run": _FLAG},
     TaskType.WARM: {"max_queries": _COUNT, "queries": _TEXTS, "force_refresh": _FLAG, "dry_run": _FLAG},
+    TaskType.TUNE: {"apply": _FLAG, "fields": _TEXTS},
     TaskType.PING: {"token": _TEXT, "hold_s": _SECONDS},
 }
 
@@ -104,7 +105,7 @@ def jobs_for(
     """Return the queries a task works on, most popular first, each with its judgments.
 
     `popular(limit, min_frequency)` lists queries of the collection; `judgments` maps a query's hash to its text and
-    grades. A ping gets none. A re-index gets the judged and the popular queries, to measure what it changed. Of popular
+    grades. A ping gets none. A re-index and a tune get the judged and the popular queries, to measure with. Of popular
     queries those are left out whose results a full store would not keep: they are not `is_worth` it. A warm task leaves
     out what `is_cached`, and gets the `stale` ones as well: those whose result is served and to be computed again.
     """
@@ -115,7 +116,7 @@ def jobs_for(
 
     if task_type is TaskType.PING:
         return ()
-    if task_type is TaskType.REINDEX:
+    if task_type in (TaskType.REINDEX, TaskType.TUNE):
         judged = [text for text, _ in judgments.values()]
         asked = [q.query_text for q in popular(GATE_QUERIES, 1) if not q.scope]
         return tuple(job(text) for text in dict.fromkeys([*judged, *asked]))

@@ -10,7 +10,15 @@ from zoneinfo import ZoneInfo
 import msgspec
 
 from ..ipc.paths import default_runtime_dir, default_state_dir
-from ..ipc.settings import GateSettings, ModelSettings, RerankSettings, Secret, StoreSettings, WorkerSettings
+from ..ipc.settings import (
+    GateSettings,
+    ModelSettings,
+    RerankSettings,
+    Secret,
+    StoreSettings,
+    TuningSettings,
+    WorkerSettings,
+)
 from . import hangs
 from .governor import Limits
 from .queue import QueuePolicy
@@ -81,6 +89,11 @@ class Gate(Section, frozen=True):
     require_judgments: bool = False
 
 
+class Tuning(Section, frozen=True):
+    recall_goal: float = 0.98
+    apply: bool = False
+
+
 class Reindex(Section, frozen=True):
     retention_hours: float = 168.0
 
@@ -120,6 +133,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     reranker: Reranker = Reranker()
     reindex: Reindex = Reindex()
     gate: Gate = Gate()
+    tuning: Tuning = Tuning()
     cache: Cache = Cache()
     schedule: Schedule = Schedule()
     queue: Retry = Retry()
@@ -178,6 +192,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             model=ModelSettings(**msgspec.structs.asdict(model)),
             rerank=RerankSettings(**msgspec.structs.asdict(reranker)),
             gate=GateSettings(**msgspec.structs.asdict(self.gate)),
+            tuning=TuningSettings(**msgspec.structs.asdict(self.tuning)),
             retention_s=self.reindex.retention_hours * 3600,
             grace_s=self.service.grace_s,
         )
@@ -191,6 +206,7 @@ SECTIONS: dict[str, type[Section]] = {
     "reranker": Reranker,
     "reindex": Reindex,
     "gate": Gate,
+    "tuning": Tuning,
     "cache": Cache,
     "schedule": Schedule,
     "queue": Retry,
@@ -217,6 +233,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "reranker.top_k": (1, 1000),
     "reranker.max_queries": (1, 1000),
     "reindex.retention_hours": (0, 87_600),
+    "tuning.recall_goal": (0.5, 1),
     "gate.ndcg_tolerance": (0, 1),
     "gate.recall_tolerance": (0, 1),
     "gate.latency_ratio": (1, 100),

@@ -154,6 +154,7 @@ def run_tasks(link: Link, board: Board, command: Configure, embedder: Embedder, 
             as_of=lambda: getattr(store, "as_of", 0),
             cached=lambda text, collection: results.get_at(text, collection, "", time.time()),
             gate=gate,
+            filters=gate.filters,
             models=Serving(store, embedder, lambda name: load_embedder(settings.model, name)),
         )
 

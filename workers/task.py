@@ -123,6 +123,8 @@ class Tools:
     """Who sees what applications write; None where nobody does."""
     models: OtherModels | None = None
     """Of collections whose vectors another model made; None: there are none."""
+    filters: Callable[[str], Mapping[str, int]] = lambda _collection: {}
+    """Which payload fields searches of a collection filter by, and how many did; nothing where nobody counts them."""
     reached: Callable[[str], None] = lambda _point: None
     """Told each point of a re-index at which a crash has to be survived: tests end the process there."""
 

@@ -8,10 +8,12 @@ from .ping import ping
 from .reindexing import reindex
 from .reranking import rerank, warm
 from .task import Bare, Tasks
+from .tuning import tune
 
 TASKS: Tasks = {
     TaskType.REINDEX: or_dry(reindex, would_embed),
     TaskType.RERANK: or_dry(rerank, would_compute),
     TaskType.WARM: or_dry(warm, would_compute),
+    TaskType.TUNE: tune,
     TaskType.PING: Bare(ping),
 }

@@ -86,6 +86,10 @@ class OwnersGate:
         call = calls.Swap(old=old, new=new, kept_as=kept_as, rename_to=rename_to, token=token, seq=seq)
         return self._ask(calls.Changed, call).count == 1
 
+    def filters(self, collection: str) -> dict[str, int]:
+        """Return how many searches filtered by each field, as the owner has seen them."""
+        return self._ask(calls.IndexDescription, calls.DescribeIndex(collection=collection)).index.filters
+
     def close(self) -> None:
         self._exchange.close()
 

@@ -153,3 +153,22 @@ def test_without_a_service_every_command_says_so_with_code_3(bare: Daemon, tmp_p
     assert "`morgan-background serve` starts one" in said
     assert "Traceback" not in said
     assert parsed(bare, "tasks", "list", *nobody, code=3)["error"] == "service_unavailable"
+
+
+def test_tune_measures_and_applies_only_if_asked_what_searches_by_the_owner_filter_by(
+    daemon: Daemon, docs: str
+) -> None:
+    vector = b"\0\0\x80?" + bytes(383 * 4)
+    field = next(name for name, value in some_documents()[0].items() if name != "text" and isinstance(value, str))
+    wanted = {field: some_documents()[0][field]}  # type: ignore[literal-required]
+    daemon.client.call(calls.SearchVectors(collection=docs, vectors=vector, count=1, query_filter=wanted))
+    proposed = parsed(daemon, "tune", docs, "--force")
+    assert proposed["status"] == "completed", proposed["error_message"]
+    (one,) = proposed["result"]["filters"]
+    assert (one["field"], one["kind"], one["uses"]) == (field, "keyword", 1)
+    assert proposed["result"]["applied"] == []
+    shown = daemon.cli("tune", docs, "--apply", "--force")
+    assert f"payload index of {field!r} (keyword) made" in shown
+    described = daemon.client.call(calls.DescribeIndex(collection=docs))
+    assert isinstance(described, calls.IndexDescription)
+    assert described.index.payload == {field: "keyword"}

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from morgan.background.ipc.errors import ConfigError
-from morgan.background.ipc.settings import GateSettings
+from morgan.background.ipc.settings import GateSettings, TuningSettings
 from morgan.background.supervisor.config import (
     RANGES,
     SECTIONS,
@@ -209,3 +209,9 @@ def test_the_gate_that_is_configured_is_the_one_workers_are_given(tmp_path: Path
     gate = load(written(tmp_path, text), EMPTY).worker_settings().gate
     assert gate == GateSettings(ndcg_tolerance=0.05, min_judged=60, require_judgments=True)
     assert Config().worker_settings().gate == GateSettings()
+
+
+def test_what_a_tune_aims_at_is_what_workers_are_given(tmp_path: Path) -> None:
+    tuning = load(written(tmp_path, "[tuning]\nrecall_goal = 0.9\napply = true\n"), EMPTY).worker_settings().tuning
+    assert tuning == TuningSettings(recall_goal=0.9, apply=True)
+    assert Config().worker_settings().tuning == TuningSettings()

@@ -33,6 +33,8 @@ GOOD: Mapping[str, list[Any]] = {
     "distance": ["cosine", "dot", "euclid", "manhattan"],
     "without_gate": [True, False],
     "allow_mixed": [True, False],
+    "apply": [True, False],
+    "fields": [[], ["author", "meta.year"]],
 }
 BAD: Mapping[str, list[Any]] = {
     "force_rebuild": [1, None, "true"],
@@ -45,6 +47,8 @@ BAD: Mapping[str, list[Any]] = {
     "distance": ["", "Cosine", None, 1],
     "without_gate": [1, "no"],
     "allow_mixed": [0, None],
+    "apply": [1, "yes"],
+    "fields": ["author", [""], None],
     "hold_s": [0, -1, True, "1", 3601, float("nan"), float("inf"), None],
 }
 
@@ -179,3 +183,10 @@ def test_what_a_schedule_hands_its_task_is_always_accepted(metadata: dict[str, A
     found = params_of_schedule(task_type, metadata)
     assert check_params(task_type, found) == found
     assert found.items() <= metadata.items()
+
+
+def test_a_tune_measures_with_the_queries_of_a_reindex() -> None:
+    popular = Popular("a", "b"), Popular("a", "b")
+    found = jobs(TaskType.TUNE, {"apply": True}, popular[0], judged("b", "c"))
+    assert found == jobs(TaskType.REINDEX, {}, popular[1], judged("b", "c"))
+    assert {one.text for one in found} == {"a", "b", "c"}

@@ -24,7 +24,7 @@ OK, FAILED, USAGE, NO_SERVICE = range(4)
 INTERRUPTED = 130  # as a shell reports SIGINT
 
 FREQUENCIES = ("hourly", "daily", "weekly")
-TYPES = ("reindex", "rerank", "warm", "ping")
+TYPES = ("reindex", "rerank", "warm", "tune", "ping")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -81,6 +81,10 @@ def build() -> argparse.ArgumentParser:
     back = add("roll-back", "serve the version before a collection's last swap again", "versions:roll_back")
     back.add_argument("collection")
     back.add_argument("--force", action="store_true", help="also where documents were written since the swap")
+    tune = add("tune", "measure a collection's index and propose other settings", "tasks:tune")
+    tune.add_argument("collection")
+    tune.add_argument("--apply", action="store_true", help="make the changes that are proposed")
+    tune.add_argument("--force", action="store_true", help="run it whatever the CPU budget")
     adopt = add("adopt-alias", "make an alias of a collection's name, so that it can be swapped", "versions:adopt")
     adopt.add_argument("collection")
     demo = add("demo", "the whole service on a small real corpus, in a folder of its own", "demo:run")

@@ -109,9 +109,19 @@ def status(report: Mapping[str, Any]) -> str:
 
 
 def result(outcome: Mapping[str, Any]) -> str:
-    """Return a task's result, a key a line."""
+    """Return a task's result, a key a line, and below it those of a list."""
     width = max((len(key) for key in outcome), default=0)
-    return "\n".join(f"{key.ljust(width)}  {text(value)}" for key, value in outcome.items())
+    lines = []
+    for key, value in outcome.items():
+        items = value if isinstance(value, list | tuple) and value else [value]
+        lines += [f"{(key if n == 0 else '').ljust(width)}  {_inner(one)}" for n, one in enumerate(items)]
+    return "\n".join(lines)
+
+
+def _inner(value: Any) -> str:
+    if isinstance(value, Mapping) and value:
+        return ", ".join(f"{key} {text(one)}" for key, one in value.items())
+    return MISSING if isinstance(value, list | tuple | Mapping) else text(value)
 
 
 def bar(done: int, total: int, note: str, eta_s: float | None, width: int = 28) -> str:

@@ -53,6 +53,13 @@ def run(args: argparse.Namespace) -> int:
     return 0 if record.status in (TaskStatus.COMPLETED, TaskStatus.SKIPPED) else 1
 
 
+def tune(args: argparse.Namespace) -> int:
+    """Run a tune task: `run tune` with its parameters as options."""
+    # without --apply the configuration decides
+    given = {"type": "tune", "set": ["apply=true"] if args.apply else [], "dry_run": False}
+    return run(argparse.Namespace(**vars(args) | given | {"deadline": None, "no_wait": False}))
+
+
 def follow(client: Client, task_id: str, watch: Callable[[TaskRecord], None] | None = None) -> TaskRecord:
     """Show a task's progress until it has ended; return its record. `watch` is called at least every LOOK_S."""
     progress, seen, reason = Progress(), -1, ""
