@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
+from .climb import Climb
+
 SUB_BATCH_S = 0.035  # CPU time of a sub-batch: with what comes between two of them, a pause takes effect within 50 ms
 MEMORY_OF_COST = 0.5  # of what was believed before, when a new measurement comes
 CALL_CHARACTERS = 150  # that a call costs beside its texts: about 4 ms of the default model
@@ -36,6 +38,11 @@ class SubBatches:
     ) -> None:
         self._size, self._is_small, self._cpu = size, is_small, cpu
         self._cost_s: float | None = None  # CPU seconds of a padded character
+        self._climbs: dict[int, Climb] = {}  # by the bits of a length: of texts of 100 and of 1000 characters apart
+
+    def renewed(self) -> SubBatches:
+        """Return one with the same limits that has learned nothing yet."""
+        return SubBatches(self._size, self._is_small, self._cpu)
 
     def watch(self, is_small: Callable[[], bool]) -> None:
         """Ask `is_small` from now on."""
@@ -44,19 +51,23 @@ class SubBatches:
     def rows(self, lengths: Sequence[int], *, is_paced: bool) -> Iterator[list[int]]:
         """Yield the rows of texts of these lengths, each once, in batches of similar length: padding is thrown away.
 
-        What the caller does between two of them is what is measured. Where it is not paced, somebody waits: all
-        batches are as large as they may be.
+        What the caller does between two of them is what is measured. Where it is not paced, somebody waits: batches are
+        of the size that computes the most, see climb.py.
         """
         order = sorted(range(len(lengths)), key=lengths.__getitem__)
         start = 0
         while start < len(order):
-            size = 1 if self._is_small() else self._size
+            climb = self._climbs.setdefault(lengths[order[start]].bit_length(), Climb(self._size))
+            size = self._size if is_paced else climb.size()
+            size = 1 if self._is_small() else size
             if is_paced:
                 size = self._fitting([lengths[row] for row in order[start : start + size]])
             batch = order[start : start + size]
             began = self._cpu()
             yield batch
-            self._learn((self._cpu() - began) / _work(len(batch), lengths[batch[-1]]))
+            used_s = self._cpu() - began
+            self._learn(used_s / _work(len(batch), lengths[batch[-1]]))
+            climb.learn(len(batch), used_s / sum(1 + lengths[row] for row in batch))
             start += size
 
     def _fitting(self, lengths: Sequence[int]) -> int:
