@@ -40,6 +40,10 @@ class StoreSettings(Settings, frozen=True):
         return not self.url and not self.client_options
 
 
+LOADERS = ("auto", "reference", "fast")
+PRECISIONS = ("fp32", "int8")
+
+
 class ModelSettings(Settings, frozen=True):
     """Which model embeds which payload field."""
 
@@ -48,8 +52,11 @@ class ModelSettings(Settings, frozen=True):
     source_field: str = "source"
     vector_name: str = ""  # "" is Qdrant's unnamed default vector
     device: str = "cpu"
-    batch_size: int = 4  # 1.21x the throughput of 32 on 2 cores, and a pause takes effect sooner (research, 6)
+    batch_size: int = 32  # at most; how many is found at run time (workers/batches.py)
     threads: int = 1  # of torch, per worker
+    loader: str = "auto"  # one of LOADERS
+    precision: str = "fp32"  # one of PRECISIONS
+    graph_folder: str = ""  # where graphs of models are kept; "" is nowhere, so the reference is used
     chunking: str = ""  # the user's own name for how documents were cut up: another one makes every point stale
 
 

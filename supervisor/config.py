@@ -17,7 +17,7 @@ import msgspec
 
 from ..ipc.errors import ConfigError
 from ..ipc.paths import APP
-from ..ipc.settings import Secret
+from ..ipc.settings import LOADERS, PRECISIONS, Secret
 from .sections import LOG_LEVELS, RANGES, SECTIONS, Config, Section, Store, uid_named
 
 __all__ = ["RANGES", "SECTIONS", "Config", "as_environment", "default_toml", "load", "search_path"]
@@ -143,6 +143,16 @@ def _check_level(where: str, name: str) -> None:
         raise ConfigError(f"{where}: {name!r} must be one of {', '.join(LOG_LEVELS)}")
 
 
+def _check_loader(where: str, name: str) -> None:
+    if name not in LOADERS:
+        raise ConfigError(f"{where}: {name!r} must be one of {', '.join(LOADERS)}")
+
+
+def _check_precision(where: str, name: str) -> None:
+    if name not in PRECISIONS:
+        raise ConfigError(f"{where}: {name!r} must be one of {', '.join(PRECISIONS)}")
+
+
 def _check_zone(where: str, name: str) -> None:
     try:
         ZoneInfo(name)
@@ -170,6 +180,8 @@ _CHECKS = {
     "service.timezone": _check_zone,
     "service.allowed_users": _check_user,
     "store.url": _check_url,
+    "model.loader": _check_loader,
+    "model.precision": _check_precision,
 }
 
 

@@ -67,8 +67,10 @@ class Model(Section, frozen=True):
     source_field: str = "source"
     vector_name: str = ""
     device: str = "cpu"
-    batch_size: int = 4
+    batch_size: int = 32
     threads: int = 1
+    loader: str = "auto"
+    precision: str = "fp32"
     chunking: str = ""
 
 
@@ -189,7 +191,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
                 path=store.path or str(self.state_dir() / "vectors"),
                 timeout_s=store.timeout_s,
             ),
-            model=ModelSettings(**msgspec.structs.asdict(model)),
+            model=ModelSettings(**msgspec.structs.asdict(model), graph_folder=str(self.state_dir() / "graphs")),
             rerank=RerankSettings(**msgspec.structs.asdict(reranker)),
             gate=GateSettings(**msgspec.structs.asdict(self.gate)),
             tuning=TuningSettings(**msgspec.structs.asdict(self.tuning)),

@@ -109,7 +109,9 @@ class SentenceTransformerEmbedder:
         self.batches = SubBatches(settings.batch_size)
 
     @cached_property
-    def _model(self) -> Any:
+    def model(self) -> Any:
+        """The SentenceTransformer. Raises ModelUnavailable."""
+
         def load(target: str, is_folder: bool) -> Any:
             from sentence_transformers import SentenceTransformer
 
@@ -126,7 +128,7 @@ class SentenceTransformerEmbedder:
     @cached_property
     def size(self) -> int:
         # older releases have only the second name
-        ask = getattr(self._model, "get_embedding_dimension", None) or self._model.get_sentence_embedding_dimension
+        ask = getattr(self.model, "get_embedding_dimension", None) or self.model.get_sentence_embedding_dimension
         return int(ask())
 
     @cached_property
@@ -138,10 +140,10 @@ class SentenceTransformerEmbedder:
         """
         import torch
 
-        tensors = (tensor.detach().cpu().contiguous().reshape(-1) for tensor in self._model.parameters())
+        tensors = (tensor.detach().cpu().contiguous().reshape(-1) for tensor in self.model.parameters())
         parts = sorted(xxhash.xxh3_64_hexdigest(tensor.view(torch.uint8).numpy()) for tensor in tensors)
-        parts += [f"{type(module).__name__} {pooling_of(module)}" for module in self._model]
-        parts.append(str(self._model.max_seq_length))
+        parts += [f"{type(module).__name__} {pooling_of(module)}" for module in self.model]
+        parts.append(str(self.model.max_seq_length))
         return xxhash.xxh3_64_hexdigest("\n".join(parts).encode())
 
     def embed(self, texts: Sequence[str], *, pace: Callable[[], None] | None = None) -> Vectors:
@@ -169,4 +171,4 @@ class SentenceTransformerEmbedder:
 
     def _encode(self, texts: list[str], **options: Any) -> Any:
         with torch_threads(self.settings.threads):
-            return self._model.encode(texts, batch_size=len(texts), show_progress_bar=False, **options)
+            return self.model.encode(texts, batch_size=len(texts), show_progress_bar=False, **options)

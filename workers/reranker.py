@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from ..ipc.errors import InvalidArgument, ModelUnavailable
-from ..ipc.settings import RerankSettings
+from ..ipc.settings import ModelSettings, RerankSettings
 from .batches import SubBatches
 from .bm25 import bm25
 from .fingerprint import fingerprint
-from .models import SentenceTransformerEmbedder, quietly_load, torch_threads
+from .models import quietly_load, torch_threads
 from .task import Embedder, Floats, Reranker
 from .vectors import Vectors
 
@@ -217,8 +217,8 @@ def as_reranker(service: Any) -> Reranker:
 
 def make_reranker(settings: RerankSettings, embedder: Embedder) -> Reranker:
     """Return the configured cross-encoder, on the embedder's device, or late interaction over the embedder's tokens."""
-    if settings.cross_encoder and isinstance(embedder, SentenceTransformerEmbedder):
-        return CrossEncoderReranker(settings.cross_encoder, embedder.settings.device, embedder.settings.threads)
+    if settings.cross_encoder and isinstance(model := getattr(embedder, "settings", None), ModelSettings):
+        return CrossEncoderReranker(settings.cross_encoder, model.device, model.threads)
     if settings.cross_encoder:
         return CrossEncoderReranker(settings.cross_encoder)
     return LateInteractionReranker(embedder)
