@@ -110,6 +110,7 @@ def own_environment(folder: Path) -> Iterator[None]:
         for name in [key for key in os.environ if key.startswith("MORGAN_")]:
             patch.delenv(name)
         patch.setenv("XDG_CONFIG_HOME", str(folder / "config"))
+        patch.setenv("MORGAN_MODEL_LOADER", "reference")  # else each service makes a graph of its model first
         patch.setenv("MORGAN_STATE_DIR", str(folder / "state"))
         patch.setenv("MORGAN_RUNTIME_DIR", runtime)
         yield

@@ -20,9 +20,10 @@ from ..ipc.reader import ResultReader
 from ..ipc.settings import ModelSettings, RerankSettings, WorkerSettings
 from .batches import Batched
 from .courtesy import make_courteous, pin
+from .handover import make_embedder
 from .link import ORPHANED, Link, watch_over
 from .loop import TaskWorker
-from .models import SentenceTransformerEmbedder, load_embedder
+from .models import load_embedder
 from .open_store import open_store
 from .owner_loop import run_owner
 from .reranker import make_reranker
@@ -55,14 +56,14 @@ class Models:
 
     model: ModelSettings | None = None
     rerank: RerankSettings | None = None
-    embedder: SentenceTransformerEmbedder | None = None
+    embedder: Embedder | None = None
     reranker: Reranker | None = None
     is_refused: bool = False  # the embedding model cannot be loaded: no use in trying before somebody needs it
 
     def for_settings(self, settings: WorkerSettings) -> tuple[Embedder, Reranker]:
         """Return the loaded models if they are those of `settings`, else ones that load at their first use."""
         is_same = (self.model, self.rerank) == (settings.model, settings.rerank)
-        embedder = (is_same and self.embedder) or SentenceTransformerEmbedder(settings.model)
+        embedder = (is_same and self.embedder) or make_embedder(settings.model)
         return embedder, (is_same and self.reranker) or make_reranker(settings.rerank, embedder)
 
 

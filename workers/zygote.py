@@ -3,6 +3,8 @@
     supervisor ──Preload, Fork──▶ zygote ──fork──▶ go-between ──fork──▶ worker (process.py)
                ◀──Forked(pid)────        ◀──pid, exit──               re-parented to the supervisor
 
+Where the model has no graph yet, it forks one more process, which makes one while the workers are at work already.
+
 It has one thread and never runs a model: a child of a process that has computed with several threads waits for ever for
 those that were not forked (research: 5 of 5 hung).
 """
@@ -17,6 +19,7 @@ import select
 import signal
 import socket
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..ipc import launch, prctl
@@ -25,8 +28,8 @@ from ..ipc.errors import ModelUnavailable
 from ..ipc.launch import Fork, Forked, NotForked, Order, Preload, Preloaded
 from . import process, remote  # noqa: F401 - remote: imported once, for all workers
 from .courtesy import make_courteous, pin
+from .handover import Handover, make_embedder
 from .link import ORPHANED
-from .models import SentenceTransformerEmbedder
 from .process import Models
 from .qdrant import load_client
 from .reranker import CrossEncoderReranker, make_reranker
@@ -65,20 +68,43 @@ def obey(orders_fd: int, supervisor: int, workers: Path, light: str = "") -> int
     return 0
 
 
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A process that makes the graph of a model, by pid and pidfd."""
+
+    pid: int
+    pidfd: int
+    embedder: Handover
+
+    @classmethod
+    def of(cls, pid: int, embedder: Handover) -> Child:
+        return cls(pid, os.pidfd_open(pid), embedder)
+
+
 class Zygote:
     """Obeys the orders on a socket until its other end is closed."""
 
     def __init__(self, orders: socket.socket, supervisor: int, supervisor_fd: int, workers: Path) -> None:
         self._orders, self._supervisor, self._supervisor_fd, self._workers = orders, supervisor, supervisor_fd, workers
         self._models = Models()
+        self._adopting: Child | None = None
 
     def serve(self) -> None:
         waiting = select.poll()
         waiting.register(self._orders, select.POLLIN)
         waiting.register(self._supervisor_fd, select.POLLIN)
         while True:
-            if any(fd == self._supervisor_fd for fd, _ in waiting.poll()):
+            if self._adopting is not None:
+                waiting.register(self._adopting.pidfd, select.POLLIN)
+            ready = {fd for fd, _ in waiting.poll()}
+            if self._supervisor_fd in ready:
                 return
+            if self._adopting is not None and self._adopting.pidfd in ready:
+                child, self._adopting = self._adopting, None
+                waiting.unregister(child.pidfd)
+                self._adopted(child)
+            if self._orders.fileno() not in ready:
+                continue
             packet = self._orders.recv(launch.MAX_ORDER_BYTES)
             if not packet:
                 return
@@ -97,7 +123,9 @@ class Zygote:
             return Preloaded(problem=f"a model on {order.model.device} cannot be shared with a forked process")
         problem, self._models = "", Models(order.model, order.rerank)
         try:
-            embedder = SentenceTransformerEmbedder(order.model)
+            embedder = make_embedder(order.model)
+            if isinstance(embedder, Handover):
+                self._prepare(embedder)
             log.info("model %s ready, %d dimensions", embedder.name, embedder.size)
             _ = embedder.revision  # a hash over the weights: one thread, and no product of matrices
             self._models.embedder = embedder
@@ -110,11 +138,57 @@ class Zygote:
         except ModelUnavailable as error:
             problem, self._models.is_refused = str(error), self._models.embedder is None
             log.error("%s", error)
+        self._keep()
+        if isinstance(loaded := self._models.embedder, Handover) and loaded.is_open:
+            self._adopting = Child.of(self._fork_adopter(loaded), loaded)
+        return Preloaded(problem=problem)
+
+    def _keep(self) -> None:
+        """See that what was loaded can be shared."""
         if (count := len(os.listdir("/proc/self/task"))) > 1:
             self._restart(f"loading the models left {count} threads, of which a fork would have one")
         gc.collect()
         gc.freeze()  # the collector of a child would write to the pages that it shares
-        return Preloaded(problem=problem)
+
+    def _prepare(self, embedder: Handover) -> None:
+        """Load what computes. With 8-bit weights their graph comes first: the vectors must not change later."""
+        if embedder.is_open:
+            _ = embedder.reference.revision  # for the child that makes the graph as well
+            if embedder.settings.precision != "fp32":
+                os.waitpid(self._fork_adopter(embedder), 0)
+        embedder.load()
+
+    def _fork_adopter(self, embedder: Handover) -> int:
+        """Fork a process that makes a graph of the loaded model and judges it; return its pid."""
+        if pid := os.fork():
+            return pid
+        status = 1
+        try:
+            with suppress(OSError):
+                prctl.die_with_parent()
+                prctl.set_name("morgan-adopter")
+            self._orders.close()
+            os.setsid()  # the autogroup that is niced is its own
+            make_courteous(0)
+            process.Speaker.name = "adopter"
+            embedder.adopt()
+            status = 0
+        except OSError as error:
+            log.warning("no graph of the model can be kept, so its fast path is not used: %s", error)
+        except BaseException:
+            log.exception("the adopter ended")
+        finally:
+            logging.shutdown()
+            os._exit(status)
+
+    def _adopted(self, child: Child) -> None:
+        """The adopter has ended: workers that are forked from now on share the graph, if there is one; others open it."""
+        os.close(child.pidfd)
+        _, status = os.waitpid(child.pid, 0)
+        if os.WIFSIGNALED(status):
+            log.warning("the adopter was ended by signal %d: the model goes without its fast path", os.WTERMSIG(status))
+        child.embedder.load()
+        self._keep()
 
     def _restart(self, why: str) -> None:
         """Be a new process that has loaded nothing; each worker then loads its own."""

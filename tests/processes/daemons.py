@@ -59,6 +59,7 @@ class Daemon:
             "MORGAN_SERVICE_WORKERS": "1",
             "MORGAN_SERVICE_TIMEZONE": "UTC",
             "MORGAN_SCHEDULE_AUTO": "false",
+            "MORGAN_MODEL_LOADER": "reference",  # else each one makes a graph of its model first
             **ALL_OF_THE_MACHINE,
             **(env or {}),
         }

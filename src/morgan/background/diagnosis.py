@@ -20,7 +20,7 @@ from .ipc.sockets import MAX_SOCKET_PATH
 from .ipc.store import BYTES_PER_ENTRY
 from .supervisor.config import Config
 from .workers.fingerprint import fingerprint, is_stale, stamp
-from .workers.models import SentenceTransformerEmbedder
+from .workers.handover import Handover, make_embedder
 from .workers.open_store import open_store
 from .workers.task import Embedder
 from .workers.vectors import VectorStore
@@ -124,12 +124,23 @@ def _lines(path: Path) -> list[str]:
 
 def of_model(config: Config) -> tuple[Embedder | None, list[Finding]]:
     """Load the configured model. Takes seconds."""
-    embedder = SentenceTransformerEmbedder(config.worker_settings().model)
+    embedder = make_embedder(config.worker_settings().model)
     try:
         size = embedder.size
     except MorganError as error:
         return None, [Finding(Level.PROBLEM, "model", str(error))]
-    return embedder, [Finding(Level.OK, "model", f"{embedder.name}, {size} dimensions")]
+    found = [Finding(Level.OK, "model", f"{embedder.name}, {size} dimensions")]
+    return embedder, [*found, of_fast_path(embedder)] if isinstance(embedder, Handover) else found
+
+
+def of_fast_path(embedder: Handover) -> Finding:
+    """Whether a graph of the model computes, with what was measured of it; else why not."""
+    about = "fast path"
+    if embedder.fast is not None:
+        return Finding(Level.OK, about, embedder.fast.verdict.words)
+    if embedder.reason and embedder.settings.loader == "fast":
+        return Finding(Level.PROBLEM, about, f"not used: {embedder.reason} ([model] loader)")
+    return Finding(Level.HINT, about, f"not used: {embedder.reason or 'the service makes a graph at its next start'}")
 
 
 def of_store(config: Config, *, is_running: bool) -> tuple[VectorStore | None, list[Finding]]:
