@@ -2,7 +2,7 @@
 
     v2, delegated (systemd: Delegate=cpu)     OURS/supervisor/   this process, the fork server, the store owner
                                               OURS/workers/      cpu.idle = 1, or cpu.weight = 1
-    v1, in a group that is not the root       OURS/morgan-workers/   cpu.shares = 2
+    v1, in a group that is not the root       OURS/morgan-workers/   cpu.idle = 1, or cpu.shares = 2
 
 Where none is ours to use, niceness, SCHED_IDLE and autogroup are what is left (workers/courtesy.py); they are set in any
 case. No quota: cpu.max lets a group run for 100 ms before it stops it for the rest, and pacing is finer (research: a quota
@@ -79,8 +79,8 @@ def _places_of(pid: int) -> list[Place]:
 class WorkerGroup:
     """`join` puts a worker into the group. Whatever fails is logged once and does without: `words` says what is in force."""
 
-    def __init__(self, folder: Path | None = None, words: str = "") -> None:
-        self._folder, self.words = folder, words
+    def __init__(self, folder: Path | None = None, words: str = "", *, is_v2: bool = True) -> None:
+        self._folder, self.words, self._is_v2 = folder, words, is_v2
 
     @classmethod
     def open(cls, found: list[Place]) -> WorkerGroup:
@@ -101,12 +101,21 @@ class WorkerGroup:
         if self._folder is None:
             return
         try:
-            _write(self._folder / "cgroup.procs", str(pid))
+            self._put(self._folder, pid)
         except ProcessLookupError:
             return
         except OSError as error:
             log.warning("the workers' control group is of no use any more (%s): they are niced", error)
             self._folder, self.words = None, ""
+
+    def _put(self, folder: Path, pid: int) -> None:
+        try:
+            _write(folder / "cgroup.procs", str(pid))
+        except (
+            FileNotFoundError
+        ):  # removed while no worker was in it: by somebody tidy, or another service in our group
+            self.words = _fill(folder, is_v2=self._is_v2)
+            _write(folder / "cgroup.procs", str(pid))
 
     def close(self) -> None:
         """Remove the group once its workers have ended."""
@@ -140,23 +149,51 @@ def _open_v2(folder: Path) -> WorkerGroup | None:
     pids = (folder / "cgroup.procs").read_text().split()
     if any(int(pid) != os.getpid() and procfs.parent(int(pid)) != os.getpid() for pid in pids):
         return None  # a terminal's, say: others would have to be moved
+    return _divide(folder, pids)
+
+
+def _divide(folder: Path, pids: list[str]) -> WorkerGroup:
+    """Make both groups below one that holds `pids` alone, and move those into the leaf. Raises OSError: all is as before."""
     leaf, workers = folder / LEAF, folder / WORKERS
-    leaf.mkdir(exist_ok=True)
-    for pid in pids:  # a group with children may hold no process itself
-        with suppress(ProcessLookupError):
-            _write(leaf / "cgroup.procs", pid)
-    _write(folder / "cgroup.subtree_control", "+cpu")
-    workers.mkdir(exist_ok=True)
     try:
-        _write(workers / "cpu.idle", "1")
-        return WorkerGroup(workers, "cpu.idle 1")
-    except OSError:  # before Linux 5.15
-        _write(workers / "cpu.weight", "1")
-        return WorkerGroup(workers, "cpu.weight 1")
+        leaf.mkdir(exist_ok=True)
+        _move(pids, leaf)  # a group with children that have controllers may hold no process itself
+        _write(folder / "cgroup.subtree_control", "+cpu")
+        return WorkerGroup(workers, _fill(workers, is_v2=True), is_v2=True)
+    except OSError:
+        with suppress(OSError):
+            _write(folder / "cgroup.subtree_control", "-cpu")
+        with suppress(OSError):
+            _move(pids, folder)
+        for made in (workers, leaf):
+            with suppress(OSError):
+                made.rmdir()
+        raise
 
 
-def _open_v1(folder: Path) -> WorkerGroup | None:
+def _move(pids: list[str], group: Path) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            _write(group / "cgroup.procs", pid)
+
+
+def _open_v1(folder: Path) -> WorkerGroup:
     workers = folder / WORKERS_V1
+    return WorkerGroup(workers, _fill(workers, is_v2=False), is_v2=False)
+
+
+def _values(*, is_v2: bool) -> tuple[tuple[str, str], ...]:
+    """Return what makes a group give way, the strongest first; the last one is on every kernel."""
+    return ("cpu.idle", "1"), ("cpu.weight", "1") if is_v2 else ("cpu.shares", "2")
+
+
+def _fill(workers: Path, *, is_v2: bool) -> str:
+    """Make the workers' group, and have it give way; return in words what does it."""
     workers.mkdir(exist_ok=True)
-    _write(workers / "cpu.shares", "2")  # the least there is
-    return WorkerGroup(workers, "cpu.shares 2")
+    *better, last = _values(is_v2=is_v2)
+    for name, value in better:
+        with suppress(OSError):  # before Linux 5.15
+            _write(workers / name, value)
+            return f"{name} {value}"
+    _write(workers / last[0], last[1])
+    return f"{last[0]} {last[1]}"

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
 
 import psutil
 
 MAX_TEXT = 65536  # bytes: the files read here are of some lines
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 PAGE_KIB = os.sysconf("SC_PAGE_SIZE") // 1024
-LOOKS = 50  # at a process's threads, at most: one whose threads start and end every 0.1 ms took 41 once in 200,000 moves
+LOOKS = (
+    50  # at a process's threads, at most: one whose threads start and end every 0.1 ms took 41 once in 200,000 moves
+)
 
 
 def read_text(path: str) -> str | None:
@@ -99,7 +100,8 @@ def set_cpus(pid: int, cpus: tuple[int, ...]) -> None:
     """
     settled = 0
     for _ in range(LOOKS):
-        settled = settled + 1 if all([_is_at(thread, cpus) for thread in threads(pid)]) else 0
+        were_there = [_is_at(thread, cpus) for thread in threads(pid)]
+        settled = settled + 1 if all(were_there) else 0
         if settled == 2:
             return
 

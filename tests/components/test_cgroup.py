@@ -17,7 +17,7 @@ cgroup /sys/fs/cgroup/cpu cgroup rw,relatime,cpu,cpuacct 0 0
 cgroup /sys/fs/cgroup/memory cgroup rw,relatime,memory 0 0
 cgroup2 /sys/fs/cgroup/unified cgroup2 rw,relatime 0 0
 """
-CPU_TREE = Path("/sys/fs/cgroup/cpu")
+CPU_TREE, V2_TREE = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup/unified")
 
 
 def test_the_own_group_is_found_in_both_trees_and_the_better_one_is_first() -> None:
@@ -46,21 +46,25 @@ def real_group() -> Iterator[Path]:
 
 def test_a_worker_joins_a_real_group_and_the_group_goes_with_it(real_group: Path) -> None:
     group = WorkerGroup.open([Place(real_group, is_v2=False)])
-    assert group.words == "cpu.shares 2"
     made = real_group / "morgan-workers"
-    assert (made / "cpu.shares").read_text().strip() == "2"
+    name, value = group.words.split()
+    assert group.words == ("cpu.idle 1" if (made / "cpu.idle").exists() else "cpu.shares 2")
+    assert (made / name).read_text().strip() == value
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as worker:
         group.join(worker.pid)
         assert str(worker.pid) in (made / "cgroup.procs").read_text().split()
-        assert in_force(worker.pid) == ["cgroup morgan-workers: cpu.shares 2"]
-        (made / "cpu.shares").write_text("512")  # what the kernel has counts, not what was written once
-        assert in_force(worker.pid) == ["cgroup morgan-workers: cpu.shares 512"]
+        assert in_force(worker.pid) == [f"cgroup morgan-workers: {group.words}"]
+        if name == "cpu.shares":
+            (made / name).write_text("512")  # what the kernel has counts, not what was written once
+            assert in_force(worker.pid) == ["cgroup morgan-workers: cpu.shares 512"]
         again = WorkerGroup.open([Place(real_group, is_v2=False)])  # of a supervisor that was killed and started again
-        assert again.words == "cpu.shares 2"
+        assert again.words == group.words
+        assert in_force(worker.pid) == [f"cgroup morgan-workers: {group.words}"]
+        assert in_force(os.getpid()) == []
         worker.communicate(b"\n")
     assert in_force(worker.pid) == []
     group.join(worker.pid)  # it has ended: nothing happens
-    assert group.words == "cpu.shares 2"
+    assert group.words == again.words
     group.close()
     assert not made.exists()
 
@@ -105,10 +109,53 @@ def test_a_process_outside_a_group_of_ours_has_no_words(real_group: Path) -> Non
 def test_a_group_that_vanishes_leaves_the_workers_niced(real_group: Path) -> None:
     group = WorkerGroup.open([Place(real_group, is_v2=False)])
     (real_group / "morgan-workers").rmdir()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as worker:
+        group.join(worker.pid)
+        assert in_force(worker.pid) == [f"cgroup morgan-workers: {group.words}"]
+        worker.communicate(b"\n")
+    group.close()
+    assert not (real_group / "morgan-workers").exists()
+
+
+def test_a_group_that_cannot_be_made_again_leaves_the_workers_niced(
+    real_group: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    group = WorkerGroup.open([Place(real_group, is_v2=False)])
+    (real_group / "morgan-workers").rmdir()
+    real_group.rmdir()  # all of the service's own
+    group.join(os.getpid())
     group.join(os.getpid())
     assert group.words == ""
-    group.join(os.getpid())
+    assert caplog.text.count("of no use any more") == 1
     group.close()
+    real_group.mkdir()
+
+
+DIVIDES = """
+import os, sys
+from pathlib import Path
+from morgan.background.supervisor import cgroup
+own = Path(sys.argv[1])
+(own / "cgroup.procs").write_text(str(os.getpid()))
+try:
+    cgroup._divide(own, [str(os.getpid())])
+except OSError:
+    print(sorted(path.name for path in own.iterdir() if path.is_dir()), str(os.getpid()) in (own / "cgroup.procs").read_text())
+(own.parent / "cgroup.procs").write_text(str(os.getpid()))
+"""
+
+
+def test_in_a_real_v2_tree_without_the_controller_a_division_is_taken_back() -> None:
+    if not os.access(V2_TREE, os.W_OK) or "cpu" in (V2_TREE / "cgroup.controllers").read_text().split():
+        pytest.skip("no v2 tree, without the CPU controller, that may be written")
+    folder = V2_TREE / f"morgan-test-{os.getpid()}"
+    folder.mkdir()
+    try:
+        command = [sys.executable, "-c", DIVIDES, str(folder)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (done.stdout, done.returncode) == ("[] True\n", 0), done.stderr
+    finally:
+        folder.rmdir()
 
 
 @pytest.fixture
