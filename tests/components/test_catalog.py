@@ -81,7 +81,15 @@ def test_a_person_can_read_the_file(tmp_path: Path) -> None:
     catalog.point("live", "docs")
     assert json.loads((tmp_path / "c.json").read_text()) == {
         "version": 1,
-        "collections": {"docs": {"folder": "f", "vector_size": 4, "distance": "cosine", "vector_name": "dense"}},
+        "collections": {
+            "docs": {
+                "folder": "f",
+                "vector_size": 4,
+                "distance": "cosine",
+                "vector_name": "dense",
+                "index": {"m": 0, "ef_construct": 0, "ef": 0},
+            }
+        },
         "aliases": {"live": "docs"},
     }
 

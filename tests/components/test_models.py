@@ -55,7 +55,7 @@ def test_each_text_gets_its_own_vector_whatever_its_place_in_a_batch(embedder: S
     assert found.dtype == np.float32
     assert np.allclose(np.linalg.norm(found, axis=1), 1.0, atol=1e-5)
     assert ((found * alone).sum(axis=1) > 0.99999).all()
-    assert 2 <= len(paces) <= 6  # six texts in sub-batches of four at most
+    assert 1 <= len(paces) <= 6  # after each sub-batch, of one text or several
     assert embedder.embed([]).shape == (0, 384)
 
 
