@@ -126,8 +126,11 @@ class Service:
     def usage(self) -> list[Usage]:
         return [_usage(name, process) for name, process in self.processes().items()]
 
+    def log(self) -> str:
+        return self._log.read_text(encoding="utf-8", errors="replace")
+
     def log_tail(self) -> str:
-        return self._log.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL:]
+        return self.log()[-LOG_TAIL:]
 
 
 @contextmanager

@@ -43,6 +43,15 @@ class Survey:
     matched: int = 0  # of the sample: their vector is that of their text by the configured model
     related: int = 0  # the same, or that of another of their texts, such as a title: it is the same model's
     distinct: int = 0  # vectors in the sample: where there is one, it stands in for those that are still to be made
+    alike: int = 0  # points of the sample with the most common vector, if more than one has it
+
+    @property
+    def is_strange(self) -> bool:
+        """Say whether most of the sample are vectors of another model's.
+
+        A stand-in counts as nobody's: a first run that was cut off between some vectors and their stamps leaves both.
+        """
+        return self.distinct > 1 and (self.related + self.alike) * 2 < len(self.sample)
 
     def made_by(self, maker: Maker) -> str:
         """Return the name of the model that made most vectors; "" where it is not known."""
@@ -87,7 +96,9 @@ def _keep_fairly(sample: list[PointId], one: PointId, seen: int, chosen: random.
 def _look_at(survey: Survey, collection: str, tools: Tools) -> None:
     """Count how many sampled points have the vector of their text, or else of another field: then it is the same model."""
     points = tools.store.fetch(collection, survey.sample, with_vectors=True)
-    survey.distinct = len({point.vector for point in points})
+    held = Counter(point.vector for point in points)
+    survey.distinct = len(held)
+    survey.alike = max((count for count in held.values() if count > 1), default=0)
     survey.matched = survey.related = _matching(points, tools.settings.model.text_field, tools)
     if survey.distinct > 1 and survey.matched * 2 < len(points):
         texts = Counter(key for point in points for key, value in point.payload.items() if isinstance(value, str))
@@ -160,8 +171,7 @@ def plan_of(
         )
     if survey.unstamped and survey.matched == len(survey.sample) > 0:
         return Plan.ADOPT
-    is_strange = survey.distinct > 1 and survey.related * 2 < len(survey.sample)
-    if survey.unstamped > same + others and is_strange:
+    if survey.unstamped > same + others and survey.is_strange:
         raise VectorSizeMismatch(
             f"the vectors of {info.name!r} are not of the model {maker.model!r}: of {len(survey.sample)} sampled points"
             f" {survey.related} have the vector of one of their texts. Set [model] name to the model that made them, or have all"

@@ -90,6 +90,12 @@ class Zygote:
         self._adopting: Child | None = None
 
     def serve(self) -> None:
+        try:
+            self._serve()
+        finally:
+            self._end_adopter()
+
+    def _serve(self) -> None:
         waiting = select.poll()
         waiting.register(self._orders, select.POLLIN)
         waiting.register(self._supervisor_fd, select.POLLIN)
@@ -189,6 +195,12 @@ class Zygote:
             log.warning("the adopter was ended by signal %d: the model goes without its fast path", os.WTERMSIG(status))
         child.embedder.load()
         self._keep()
+
+    def _end_adopter(self) -> None:
+        """Leave no process behind: who stops the service waits for this one."""
+        if self._adopting is not None:
+            signal.pidfd_send_signal(self._adopting.pidfd, signal.SIGKILL)
+            os.waitpid(self._adopting.pid, 0)
 
     def _restart(self, why: str) -> None:
         """Be a new process that has loaded nothing; each worker then loads its own."""

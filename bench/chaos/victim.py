@@ -38,6 +38,7 @@ SETTINGS = {
     "MORGAN_SERVICE_GRACE_S": "2",
     "MORGAN_SCHEDULE_AUTO": "false",
     "MORGAN_MODEL_NAME": "stand-in",
+    "MORGAN_MODEL_LOADER": "reference",  # what stands in for torch makes no graph
     "MORGAN_LIMITS_ACTIVE_HOURS_CPU_LIMIT": "1.0",
     "MORGAN_LIMITS_QUIET_HOURS_CPU_LIMIT": "1.0",
     "MORGAN_LIMITS_MEMORY_LIMIT": "1.0",

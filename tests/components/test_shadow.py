@@ -348,6 +348,18 @@ def test_one_vector_for_all_points_stands_in_for_those_to_be_made(house: House) 
     assert (ended.result["how"], ended.result["documents_embedded"]) == ("in_place", 40)
 
 
+def test_a_first_run_cut_off_between_vectors_and_their_stamps_is_gone_on_with(house: House) -> None:
+    """On a server the two are two requests: a crash between them leaves vectors of no known maker beside the stand-in."""
+    house.store.create("foreign", 24)
+    flat = np.ones(24, "<f4").tobytes()
+    made = vectors_of({n: text for n, text in TEXTS.items() if n < 12}, house.new)
+    left = tuple(Point(id=n, payload={"text": text}, vector=flat) for n, text in TEXTS.items() if n >= 12)
+    house.store.upsert("foreign", list(made + left))
+    ended = drive(reindex(Job("t", TaskType.REINDEX, "foreign", {}), house.tools), lambda _: Verdict.GO_ON)
+    assert isinstance(ended, Outcome)
+    assert (ended.result["how"], ended.result["documents_embedded"]) == ("in_place", 40)
+
+
 def test_vectors_of_another_field_by_the_same_model_are_replaced_in_place(house: House) -> None:
     house.store.create("titles", 24)
     titled = vectors_of({number: f"title {number}" for number in TEXTS}, house.new)
