@@ -111,9 +111,8 @@ class WorkerGroup:
     def _put(self, folder: Path, pid: int) -> None:
         try:
             _write(folder / "cgroup.procs", str(pid))
-        except (
-            FileNotFoundError
-        ):  # removed while no worker was in it: by somebody tidy, or another service in our group
+        except FileNotFoundError:
+            # removed while no worker was in it: by somebody tidy, or another service in our group
             self.words = _fill(folder, is_v2=self._is_v2)
             _write(folder / "cgroup.procs", str(pid))
 

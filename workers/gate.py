@@ -40,11 +40,15 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether the new index may be swapped in, why in words, and the figures by name; None where not measured."""
+    """Whether the new index may be swapped in, why in words, and the figures by name; None where not measured.
+
+    `is_shallow`: its searches find too little of what exact search does.
+    """
 
     is_passed: bool
     reason: str
     figures: dict[str, Any]
+    is_shallow: bool = False
 
 
 def judge(before: Measured, after: Measured, tolerance: Tolerance, *, is_new_model: bool = False) -> Verdict:
@@ -68,16 +72,13 @@ def judge(before: Measured, after: Measured, tolerance: Tolerance, *, is_new_mod
     figures = _figures(before, after)
     if not len(before.recall):
         return Verdict(False, "nothing was measured: there is no query, and no text to make one of", figures)
-    refusals = [
-        *_of_judgments(figures, tolerance),
-        *_of_recall(figures, tolerance),
-        *_of_latency(figures, tolerance),
-    ]
+    of_recall = list(_of_recall(figures, tolerance))
+    refusals = [*_of_judgments(figures, tolerance), *of_recall, *_of_latency(figures, tolerance)]
     notes = list(_notes(figures, tolerance, is_new_model=is_new_model))
     if is_new_model and tolerance.require_judgments and not figures["judged_queries"]:
         refusals.append("another model is swapped in only with judged queries (gate.require_judgments)")
     words = "; ".join([*(refusals or ["no worse than before beyond the tolerances"]), *notes])
-    return Verdict(not refusals, words, figures)
+    return Verdict(not refusals, words, figures, is_shallow=bool(of_recall))
 
 
 def _figures(before: Measured, after: Measured) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import zmq
 from ..ipc.admittance import Admittance, raise_file_limit, shut_at
 from ..ipc.calls import MAX_CALL_BYTES
 from ..ipc.commands import ChangeSeen, Configure, Drain, Published, Started
-from ..ipc.errors import ModelUnavailable
+from ..ipc.errors import ModelUnavailable, MorganError
 from ..ipc.records import ComputedResult
 from ..ipc.sockets import CLIENT_UNREAD, HIGH_WATER, bind_router
 from .link import Link
@@ -20,6 +20,8 @@ from .owner import Desk, OwnerService
 from .task import Embedder, Reranker
 
 log = logging.getLogger(__name__)
+
+EXPIRY_PERIOD_S = 600.0  # between looks for versions whose retention has passed: those are kept for hours
 
 
 def run_owner(
@@ -52,15 +54,28 @@ def run_owner(
     link.poller.register(admittance.wake_fd, zmq.POLLIN)
     link.send(Started())
     desk = Desk(socket, service)
+    expire_at = time.monotonic()
     try:
-        while not isinstance(order := link.wait(_wait_s(admittance.next_deadline(), desk.next_deadline)), Drain):
+        while not isinstance(
+            order := link.wait(_wait_s(admittance.next_deadline(), desk.next_deadline, expire_at)), Drain
+        ):
             if isinstance(order, ChangeSeen):
                 desk.seen(order.seq)
             desk.serve_ready()
             admittance.turn(time.monotonic())  # it logs what is wrong: that concerns callers alone
+            if time.monotonic() >= expire_at:
+                expire_at = time.monotonic() + EXPIRY_PERIOD_S
+                _drop_expired(service)
     finally:
         admittance.close()
     store.close()
+
+
+def _drop_expired(service: OwnerService) -> None:
+    try:
+        service.drop_expired(time.time())
+    except MorganError as error:  # a server that does not answer now
+        log.warning("versions whose retention has passed are looked for again later: %s", error)
 
 
 def _wait_s(*deadlines: float | None) -> float | None:

@@ -99,6 +99,8 @@ def _look_at(survey: Survey, collection: str, tools: Tools) -> None:
     held = Counter(point.vector for point in points)
     survey.distinct = len(held)
     survey.alike = max((count for count in held.values() if count > 1), default=0)
+    if survey.alike == len(points):
+        return  # one vector for all of them is no text's: nothing to compare with
     survey.matched = survey.related = _matching(points, tools.settings.model.text_field, tools)
     if survey.distinct > 1 and survey.matched * 2 < len(points):
         texts = Counter(key for point in points for key, value in point.payload.items() if isinstance(value, str))

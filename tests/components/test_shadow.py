@@ -22,6 +22,7 @@ from morgan.background.workers.owner import OwnerService
 from morgan.background.workers.reindexing import reindex
 from morgan.background.workers.serving import KNOWN_S, Serving
 from morgan.background.workers.task import Job, Outcome, Step, Tools, Verdict, drive
+from morgan.background.workers.vectors import Vectors
 from morgan.background.workers.versions import kept_versions
 from morgan.background.workers.watches import Touched
 
@@ -238,6 +239,43 @@ def test_roll_back_restores_the_exact_answers(house: House) -> None:
     assert isinstance(forward, calls.RolledBack)
     assert house.store.info("docs").vector_size == 24
     assert len(kept_versions(house.store.collections())) == 1
+
+
+class ShallowStore(EdgeStore):
+    """A fake graph: the engine builds none of less than 10 MB of vectors. Searches miss the last two of ten below a depth."""
+
+    enough = 256
+
+    def search(self, name: str, vectors: Vectors, *, limit: int = 10, exact: bool = False, **options: Any) -> Any:
+        found = super().search(name, vectors, limit=limit, exact=exact, **options)
+        is_shallow = "__v" in name and self.index_info(name).settings.ef < self.enough
+        return [hits[:-2] for hits in found] if is_shallow and not exact else found
+
+
+def test_a_graph_that_finds_too_little_is_searched_deeper_until_it_finds_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.components.test_shadow.EdgeStore", ShallowStore)
+    house = House(tmp_path)
+    result = house.run()
+    assert result["swapped"]
+    assert "look at 256 candidates" in result["gate"]
+    assert house.store.index_info("docs").settings.ef == 256
+    house.check(TEXTS)
+    house.store.close()
+
+
+def test_one_that_never_finds_enough_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.components.test_shadow.EdgeStore", ShallowStore)
+    monkeypatch.setattr(ShallowStore, "enough", 1000)
+    house = House(tmp_path)
+    before = house.points()
+    result = house.run()
+    assert not result["swapped"]
+    assert "recall@10" in result["gate"]
+    assert "look at 512 candidates" in result["gate"]
+    assert house.points() == before
+    house.store.close()
 
 
 def test_roll_back_is_refused_where_documents_were_written_since_unless_forced(house: House) -> None:
