@@ -36,7 +36,6 @@ from .fake_embedder import FakeEmbedder, FakeReranker
 
 MODELS = {"old": 16, "new": 24}
 TIMEOUT_S = 3.0
-LOOK_S = 0.05  # between looks whether held writes may go on
 
 
 def settings_for(model: str) -> WorkerSettings:
@@ -62,7 +61,8 @@ def own(folder: Path, socket: Path, model: str) -> None:
     desk = Desk(router, service)
     (folder / "owner.pid").write_text(str(os.getpid()))
     while True:
-        router.poll(int(LOOK_S * 1000) if desk.next_deadline is not None else None)
+        due_at = desk.next_deadline
+        router.poll(None if due_at is None else max(int((due_at - time.monotonic()) * 1000) + 1, 0))
         desk.serve_ready()
         desk.seen(service.seq)
 

@@ -171,6 +171,15 @@ class Hold(Message, tag="hold", frozen=True):
     for_s: float
 
 
+class Slow(Message, tag="slow", frozen=True):
+    """Let writes of the watched collection take turns, so many points a second, for up to `for_s` seconds; 0 points: no
+    limit. One write waits 50 ms at most. Answer: Changed."""
+
+    token: int
+    for_s: float
+    points_per_s: float
+
+
 class Swap(Message, tag="swap", frozen=True):
     """Serve `new` under the names of `old`, atomically. Answer: Changed; its count is 0 where nothing was done.
 
@@ -243,6 +252,7 @@ Call = (
     | Watch
     | TouchedSince
     | Hold
+    | Slow
     | Swap
     | MakeAlias
     | RollBack

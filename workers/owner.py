@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import assert_never, cast
 
@@ -29,9 +28,10 @@ from .search import compute
 from .serving import Serving
 from .task import Embedder, Reranker, Tools
 from .texts import Maker
+from .turns import Turns
 from .vectors import STAMP_KEY, Rewrite, Tunable, Vectors, VectorStore
 from .versions import serving_aliases, versions_of
-from .watches import MAX_HOLD_S, Watches
+from .watches import MAX_HOLD_S, MAX_SLOW_S, Watches
 
 log = logging.getLogger(__name__)
 
@@ -175,6 +175,9 @@ class OwnerService:
                 return calls.TouchedIds(ids=touched.ids, seq=touched.seq, is_whole=touched.is_whole)
             case calls.Hold():
                 return calls.Changed(count=self._hold(call.token, call.for_s))
+            case calls.Slow():
+                until = time.monotonic() + min(call.for_s, MAX_SLOW_S)
+                return calls.Changed(count=int(self._watches.slow(call.token, until, call.points_per_s)))
             case calls.Swap():
                 return calls.Changed(count=self._swap(call))
             case calls.MakeAlias():
@@ -207,14 +210,33 @@ class OwnerService:
 
     # --- versions of a collection -------------------------------------------------------------------------------------
 
-    def is_held(self, call: calls.Call) -> bool:
-        """Say whether a call has to wait: it writes to a collection whose writes are held."""
-        if not isinstance(call, WRITES) or not (held := self._watches.held(time.monotonic())):
-            return False
+    def held(self, now: float) -> frozenset[str]:
+        """Return the collections (by their own names) whose writes are held now (monotonic seconds)."""
+        return self._watches.held(now)
+
+    def slowed(self, now: float) -> frozenset[str]:
+        """Return those whose writes take turns."""
+        return self._watches.slowed(now)
+
+    def written_to(self, call: calls.Call) -> str | None:
+        """Return the collection (by its own name) that a call writes to; None where it does not."""
+        if not isinstance(call, WRITES):
+            return None
         try:
-            return self._store.info(call.collection).name in held
+            return self._store.info(call.collection).name
         except MorganError:
-            return False  # whatever is wrong with it is answered at once
+            return None  # whatever is wrong with it is answered at once
+
+    def due_at(self, collection: str, call: calls.Call, now: float) -> float:
+        """Return when a call that writes to a collection is to be carried out: now, unless its writes are slowed."""
+        match call:
+            case calls.Upsert():
+                count = len(call.points)
+            case calls.Delete() | calls.ReportChange():
+                count = len(call.ids)
+            case _:
+                count = 0
+        return self._watches.due_at(collection, count, now)
 
     @property
     def next_release(self) -> float | None:
@@ -334,13 +356,13 @@ def _rewrite(item: calls.RewriteItem) -> Rewrite:
 class Desk:
     """Answers calls on a ROUTER. Answers to writes are held until the supervisor has seen the change.
 
-    Writes to a collection that is being swapped wait until it is; those that came first go first.
+    Writes to a collection that is being swapped wait until it is, or take turns before; those that came first go first.
     """
 
     def __init__(self, socket: zmq.Socket[bytes], service: OwnerService) -> None:
         self._socket, self._service = socket, service
         self._held: dict[int, list[bytes]] = {}  # number of the change -> the answer's frames
-        self._waiting: deque[tuple[bytes, calls.Call]] = deque()  # who asked, and what
+        self._waiting: Turns[tuple[bytes, calls.Call]] = Turns(HELD_CALLS)  # who asked, and what
 
     def seen(self, seq: int) -> None:
         """Send what was held for the change `seq`, or for one before it."""
@@ -361,7 +383,11 @@ class Desk:
     @property
     def next_deadline(self) -> float | None:
         """When calls that wait are to be looked at again (monotonic seconds)."""
-        return self._service.next_release if self._waiting else None
+        if not self._waiting:
+            return None
+        held = self._service.held(time.monotonic())
+        times = (self._waiting.next_due_at(held), self._service.next_release)
+        return min((one for one in times if one is not None), default=None)
 
     def _serve(self, frames: list[bytes]) -> None:
         sender, frame = frames[0], frames[-1]
@@ -373,17 +399,27 @@ class Desk:
             failure = Failure(rid=wire.rid_of(frame), code=error.code, message=str(error))
             _send(self._socket, [sender, wire.encode(failure)])
             return
-        if not self._service.is_held(call):
+        self._take(sender, call)
+
+    def _take(self, sender: bytes, call: calls.Call) -> None:
+        """Answer a call, or let it wait."""
+        service, now = self._service, time.monotonic()
+        held, slowed = service.held(now), service.slowed(now)
+        name = service.written_to(call) if held or slowed else None
+        due_at = now if name is None else service.due_at(name, call, now)
+        if name is None or not (due_at > now or name in held or self._waiting.is_behind(name)):
             self._answer(sender, call)
-        elif len(self._waiting) < HELD_CALLS:
-            self._waiting.append((sender, call))
+        elif not self._waiting.is_full:
+            self._waiting.add(name, due_at, (sender, call))
         else:
             failure = Failure(rid=call.rid, code=StoreUnavailable.code, message="too many writes wait: try again")
             _send(self._socket, [sender, wire.encode(failure)])
 
     def _let_go(self) -> None:
-        while self._waiting and not self._service.is_held(self._waiting[0][1]):
-            self._answer(*self._waiting.popleft())
+        if self._waiting:
+            now = time.monotonic()
+            for sender, call in self._waiting.ready(now, self._service.held(now), self._service.slowed(now)):
+                self._answer(sender, call)
 
     def _answer(self, sender: bytes, call: calls.Call) -> None:
         reply = [sender, wire.encode(self._service.answer(call))]

@@ -23,6 +23,7 @@ import xxhash
 from ..ipc.errors import StoreUnavailable, TextFieldNotFound
 from ..ipc.records import CollectionInfo, Point, PointId, TaskProgress
 from .changes import anything, names_of
+from .chase import HOLD_S, Chase, Move, Round
 from .edge import Lending, build_index
 from .in_place import eta_s, no_text
 from .judging import compared
@@ -31,14 +32,13 @@ from .task import Job, Outcome, Step, Steps, Tools
 from .texts import Maker, note_fields, sort, text_of
 from .vectors import COPIED_KEY, STAMP_KEY, Conditional, Rewrite
 from .versions import base_of, building_alias, kept_alias, kept_versions, next_version, own_name
-from .write_gate import NoGate
+from .watches import Touched
+from .write_gate import IDS_AT_ONCE, NoGate
 
 COMPARED = 256  # points compared in one call
-FEW = 16  # touched points: with so few left the swap is tried
-ROUNDS = 8  # of copying what was touched: from there on it has to get less each time, or writes are held for the rest
-TRIES = 20  # swaps tried between two writes of the application before its writes are held
-HOLD_S = 1.0  # at most, and once; the owner lets writes go on after it whatever becomes of this process
-HOLDS = 5  # then they come faster than they can be embedded
+FEW = 16  # touched points: with so few left the swap is tried, and they are copied without pauses
+ROUNDS = 8  # of copying what was touched: from there on it has to get less each time
+SLOW_S = 5.0  # for which writes are slowed at once; asked for again with each page of points
 PASSES = 8  # comparisons of both versions before the swap, and after it, where nobody tells what was touched
 QUIET_PASSES = 2  # empty ones in a row: then no write is on its way to the old version any more
 
@@ -73,7 +73,8 @@ class Shadow(msgspec.Struct, tag="shadow", tag_field="kind"):
     embedded: int = 0
     without_text: int = 0
     again: int = 0  # copied again, or deleted, because they were touched meanwhile
-    hold_ms: float = 0.0  # for how long writes were held
+    hold_ms: float = 0.0  # for how long writes were held at most
+    slowed_to: float = 0.0  # points a second that writes were slowed to; 0: they were not
     kept_as: str = ""
     kept_until_at: float = 0.0
     verdict: str = ""
@@ -114,6 +115,7 @@ class _Rebuild:
         self.field = tools.settings.model.text_field
         self.began_at, self.before_s, self.seen_before = tools.clock(), at.elapsed_s, at.seen
         self.known = array("Q")  # words of the ids that the old version had when it was compared last
+        self.slowed_to = 0.0  # points a second, now
 
     # --- steps --------------------------------------------------------------------------------------------------------
 
@@ -203,13 +205,22 @@ class _Rebuild:
     def catch_up(self) -> Generator[Step, None, None]:
         at = self.at
         yield from self._drain()
-        if not self.gate.sees_every_write or self.store.info(at.source).points != self.store.info(at.target).points:
+        if not self.gate.sees_every_write or not self._is_explained():
             for _ in range(PASSES):
                 if not (yield from self._compare()):
                     break
         self.tools.reached("caught up")
         at.phase = Phase.JUDGE
         yield self.step("caught up")
+
+    def _is_explained(self) -> bool:
+        """Say whether both versions have as many points, but for those that were touched in between."""
+        at = self.at
+        more = abs(self.store.info(at.source).points - self.store.info(at.target).points)
+        if not more:
+            return True
+        touched = self.gate.touched(at.token, at.seq)
+        return touched is not None and not touched.is_whole and more <= len(touched.ids)
 
     def judge(self) -> Generator[Step, None, bool]:
         at = self.at
@@ -236,38 +247,69 @@ class _Rebuild:
         yield from self._drain()
         if not self.gate.sees_every_write:
             yield from self._compare()
-        for attempt in range(TRIES + HOLDS):
-            if self._try_swap(is_held=attempt >= TRIES):
-                break
-            if attempt >= TRIES:
-                yield from self._drain()
-        else:
-            raise StoreUnavailable(
-                f"{at.base!r} is written faster than its documents can be embedded: the swap waits for a quieter time"
-            )
+        yield from self._chase()
         self.tools.reached("swapped")
         at.source = self.store.info(at.kept_as).name
         at.phase = Phase.SETTLE
         is_told = not isinstance(self.gate, NoGate)  # the owner tells the supervisor itself
         yield self.step(f"{at.target} is served", () if is_told else (anything((*names, at.target), is_soft=True),))
 
-    def _try_swap(self, *, is_held: bool) -> bool:
-        """Copy the last few and swap, unless one more was touched meanwhile."""
-        at, gate = self.at, self.gate
-        began = time.monotonic()
-        if is_held:
-            gate.hold(at.token, HOLD_S)
-        touched = gate.touched(at.token, at.seq)
-        if touched is None or touched.is_whole:
-            if is_held:
-                gate.hold(at.token, 0)
-            return False
-        self._again(touched.ids, is_paced=False)
-        at.seq = touched.seq
+    def _chase(self) -> Generator[Step, None, None]:
+        """Swap, however fast applications write. Raises StoreUnavailable where they do so faster than it can be copied."""
+        at, chase, began = self.at, Chase(), time.monotonic()
         rename_to = own_name(at.base, self.store.collections())
-        is_done = gate.swap(at.source, at.target, kept_as=at.kept_as, rename_to=rename_to, token=at.token, seq=at.seq)
-        if is_held:
-            at.hold_ms = max(at.hold_ms, (time.monotonic() - began) * 1000)
+        while True:
+            since, began = began, time.monotonic()
+            touched = self.gate.touched(at.token, at.seq)
+            if touched is None or touched.is_whole:
+                yield from self._drain()
+                continue
+            self._catch(touched, is_paced=len(touched.ids) > FEW)
+            done = Round(len(touched.ids), time.monotonic() - began, began - since)
+            if self._is_swapped(rename_to):
+                return
+            move = chase.after(done)
+            if move is Move.GIVE_UP:
+                self._slow(0.0)
+                raise StoreUnavailable(f"{at.base!r}: {chase.reason}")
+            if move is Move.HOLD and self._swap_held(chase, rename_to):
+                return
+            if chase.slowed_to:
+                self._slow(chase.slowed_to)
+            yield self.step("catching up with what is written")
+
+    def _slow(self, points_per_s: float) -> None:
+        """Have writes slowed, or slowed for longer; 0: no more. It ends by itself where this process does."""
+        self.slowed_to = points_per_s
+        self.at.slowed_to = points_per_s or self.at.slowed_to
+        self.gate.slow(self.at.token, SLOW_S, points_per_s)
+
+    def _catch(self, touched: Touched, *, is_paced: bool) -> None:
+        self._again(touched.ids, is_paced=is_paced)
+        self.at.seq = touched.seq
+
+    def _is_swapped(self, rename_to: str) -> bool:
+        """Swap, unless a point was touched since the last one was copied."""
+        at = self.at
+        return self.gate.swap(at.source, at.target, kept_as=at.kept_as, rename_to=rename_to, token=at.token, seq=at.seq)
+
+    def _swap_held(self, chase: Chase, rename_to: str) -> bool:
+        """Hold writes, copy the last few, swap; let them go on where that would take longer than they may be held."""
+        at, gate, is_done = self.at, self.gate, False
+        began = time.monotonic()
+        gate.hold(at.token, HOLD_S)
+        while True:
+            touched = gate.touched(at.token, at.seq)
+            left_s = began + HOLD_S - time.monotonic()
+            if touched is None or touched.is_whole or not chase.fits(len(touched.ids), left_s):
+                break
+            self._catch(touched, is_paced=False)
+            if len(touched.ids) < IDS_AT_ONCE:  # all there were
+                is_done = self._is_swapped(rename_to)
+                break
+        if not is_done:
+            gate.hold(at.token, 0.0)
+        at.hold_ms = max(at.hold_ms, (time.monotonic() - began) * 1000)
         return is_done
 
     def settle(self) -> Generator[Step, None, None]:
@@ -318,6 +360,8 @@ class _Rebuild:
         """Copy or delete points that were touched."""
         at, size = self.at, self.tools.settings.scroll_size
         for start in range(0, len(ids), size):
+            if start and self.slowed_to:
+                self._slow(self.slowed_to)
             some = ids[start : start + size]
             points = self.store.fetch(at.source, some)
             there = {point.id for point in points}

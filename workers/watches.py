@@ -1,4 +1,5 @@
-"""Owns which points of a watched collection were written or deleted since when, and which collections' writes are held. Pure.
+"""Owns which points of a watched collection were written or deleted since when, and which collections' writes are held or slowed.
+Pure.
 
 A shadow of a collection is built from it while applications go on writing: what they touch meanwhile is copied again. The
 owner sees every write, so that it can name them; what it knows dies with it, and `since` says so.
@@ -12,6 +13,8 @@ from dataclasses import dataclass, field
 from ..ipc.records import PointId
 
 MAX_HOLD_S = 2.0  # a writer's call waits for an answer up to a minute: it feels this as one slow write
+MAX_SLOW_S = 10.0  # whoever asked for it may be dead
+MAX_DELAY_S = 0.05  # of one write that is slowed: as long as a hold may be
 
 
 @dataclass(slots=True)
@@ -19,6 +22,13 @@ class _Watch:
     token: int
     touched: dict[PointId, int] = field(default_factory=dict)  # id -> number of its last change, in that order
     whole_at: int = 0  # the last change that may have altered any point
+
+
+@dataclass(slots=True)
+class _Slowed:
+    until: float  # monotonic seconds
+    points_per_s: float
+    free_at: float = 0.0  # when the next write is due
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +47,7 @@ class Watches:
         self._token = first_token
         self._watches: dict[str, _Watch] = {}
         self._held: dict[str, float] = {}  # collection -> until (monotonic seconds)
+        self._slowed: dict[str, _Slowed] = {}
 
     def begin(self, collection: str) -> int:
         """Watch a collection (by its own name) from now on; an earlier watch of it is over."""
@@ -47,6 +58,7 @@ class Watches:
     def end(self, collection: str) -> None:
         self._watches.pop(collection, None)
         self._held.pop(collection, None)
+        self._slowed.pop(collection, None)
 
     def note(self, collection: str, ids: Iterable[PointId] | None, seq: int) -> None:
         """Take note of the change `seq` of some points, or (None) of any."""
@@ -106,6 +118,42 @@ class Watches:
 
     def next_release(self) -> float | None:
         return min(self._held.values(), default=None)
+
+    # --- slowing ------------------------------------------------------------------------------------------------------
+
+    def slow(self, token: int, until: float, points_per_s: float) -> bool:
+        """Let so many points a second be written until then, and no more; False where the watch is not known.
+
+        0 points a second: no limit (any more).
+        """
+        name = self.collection_of(token)
+        if name is None:
+            return False
+        if points_per_s <= 0:
+            self._slowed.pop(name, None)
+        elif (slowed := self._slowed.get(name)) is not None:
+            slowed.until, slowed.points_per_s = until, points_per_s
+        else:
+            self._slowed[name] = _Slowed(until, points_per_s)
+        return True
+
+    def slowed(self, now: float) -> frozenset[str]:
+        """Return the collections whose writes are slowed now."""
+        if self._slowed:
+            self._slowed = {name: one for name, one in self._slowed.items() if one.until > now}
+        return frozenset(self._slowed)
+
+    def due_at(self, collection: str, points: int, now: float) -> float:
+        """Return when a write of so many points, that arrived now, is to be carried out: MAX_DELAY_S later at most.
+
+        Writes take turns: one is due when the points of those before it have had their time.
+        """
+        slowed = self._slowed.get(collection)
+        if slowed is None or slowed.until <= now:
+            return now
+        at = min(max(slowed.free_at, now), now + MAX_DELAY_S)
+        slowed.free_at = at + points / slowed.points_per_s
+        return at
 
 
 def _until(touched: dict[PointId, int], seq: int) -> Iterable[tuple[PointId, int]]:

@@ -34,6 +34,10 @@ class WriteGate(Protocol):
         """Let writes wait for so long; 0 lets them go on."""
         ...
 
+    def slow(self, token: int, for_s: float, points_per_s: float) -> None:
+        """Let so many points a second be written for so long, each write being delayed a little at most; 0: no limit."""
+        ...
+
     def swap(self, old: str, new: str, *, kept_as: str, rename_to: str, token: int, seq: int) -> bool:
         """Swap (VectorStore.swap) if no point was touched after `seq`, and let held writes go on; say whether it did."""
         ...
@@ -54,6 +58,9 @@ class NoGate:
         return Touched((), seq)
 
     def hold(self, token: int, for_s: float) -> None:
+        """Do nothing: there is nobody to ask."""
+
+    def slow(self, token: int, for_s: float, points_per_s: float) -> None:
         """Do nothing: there is nobody to ask."""
 
     def swap(self, old: str, new: str, *, kept_as: str, rename_to: str, token: int, seq: int) -> bool:
@@ -81,6 +88,9 @@ class OwnersGate:
 
     def hold(self, token: int, for_s: float) -> None:
         self._ask(calls.Changed, calls.Hold(token=token, for_s=for_s))
+
+    def slow(self, token: int, for_s: float, points_per_s: float) -> None:
+        self._ask(calls.Changed, calls.Slow(token=token, for_s=for_s, points_per_s=points_per_s))
 
     def swap(self, old: str, new: str, *, kept_as: str, rename_to: str, token: int, seq: int) -> bool:
         call = calls.Swap(old=old, new=new, kept_as=kept_as, rename_to=rename_to, token=token, seq=seq)

@@ -56,6 +56,9 @@ class ServiceGate:
     def hold(self, token: int, for_s: float) -> None:
         self._ask(calls.Hold(token=token, for_s=for_s))
 
+    def slow(self, token: int, for_s: float, points_per_s: float) -> None:
+        self._ask(calls.Slow(token=token, for_s=for_s, points_per_s=points_per_s))
+
     def swap(self, old: str, new: str, *, kept_as: str, rename_to: str, token: int, seq: int) -> bool:
         call = calls.Swap(old=old, new=new, kept_as=kept_as, rename_to=rename_to, token=token, seq=seq)
         return bool(self._ask(call).count)
