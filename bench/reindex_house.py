@@ -38,6 +38,48 @@ MODELS = {"old": 16, "new": 24}
 TIMEOUT_S = 3.0
 
 
+class TimedGate(OwnersGate):
+    """Notes for how long writes were held, and slowed, each time, as the task sees it: from before it asks until after the
+    answer that ends it."""
+
+    def __init__(self, socket: Path, holds_ms: list[float], slows_ms: list[float]) -> None:
+        super().__init__(socket, TIMEOUT_S, sees_every_write=True)
+        self.holds_ms, self.slows_ms = holds_ms, slows_ms
+        self._began: float | None = None
+        self._slowed: float | None = None
+
+    def slow(self, token: int, for_s: float, points_per_s: float) -> None:
+        began = time.monotonic()
+        super().slow(token, for_s, points_per_s)
+        self._slowed = self._slowed or began
+        if not points_per_s:
+            self._fast_again()
+
+    def hold(self, token: int, for_s: float) -> None:
+        if for_s:
+            self._began = time.monotonic()
+        super().hold(token, for_s)
+        if not for_s:
+            self._over()
+
+    def swap(self, old: str, new: str, *, kept_as: str, rename_to: str, token: int, seq: int) -> bool:
+        is_done = super().swap(old, new, kept_as=kept_as, rename_to=rename_to, token=token, seq=seq)
+        self._over()
+        if is_done:
+            self._fast_again()
+        return is_done
+
+    def _over(self) -> None:
+        if self._began is not None:
+            self.holds_ms.append((time.monotonic() - self._began) * 1000)
+            self._began = None
+
+    def _fast_again(self) -> None:
+        if self._slowed is not None:
+            self.slows_ms.append((time.monotonic() - self._slowed) * 1000)
+            self._slowed = None
+
+
 def settings_for(model: str) -> WorkerSettings:
     gate = GateSettings(queries=10, latency_ratio=100.0, latency_floor_ms=60_000.0)  # not what is tried here
     return WorkerSettings(model=ModelSettings(name=model), scroll_size=16, gate=gate)
@@ -75,6 +117,8 @@ def run_task(
     victim: str = "",
     *,
     params: dict[str, Any] | None = None,
+    holds_ms: list[float] | None = None,
+    slows_ms: list[float] | None = None,
 ) -> dict[str, Any]:
     """Re-index "docs" from the checkpoint that an earlier attempt saved, if any; return the result."""
     store = RemoteStore(socket, TIMEOUT_S)
@@ -95,7 +139,7 @@ def run_task(
 
     tools = Tools(
         *(store, embedder, FakeReranker(), settings_for(model), time.time, lambda: None),
-        gate=OwnersGate(socket, TIMEOUT_S, sees_every_write=True),
+        gate=TimedGate(socket, [] if holds_ms is None else holds_ms, [] if slows_ms is None else slows_ms),
         models=Serving(store, embedder, lambda name: FakeEmbedder(name, MODELS[name])),
         reached=reached,
     )

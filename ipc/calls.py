@@ -306,13 +306,14 @@ class Watched(Message, tag="watched", frozen=True):
 class TouchedIds(Message, tag="touched_ids", frozen=True):
     """`seq`: every change up to this one is among them. `is_known` False: the owner was started anew since the watch.
 
-    `is_whole`: any point may have been touched.
+    `is_whole`: any point may have been touched. `left`: how many more there are, after `seq`.
     """
 
     ids: tuple[PointId, ...] = ()
     seq: int = 0
     is_known: bool = True
     is_whole: bool = False
+    left: int = 0
 
 
 class RolledBack(Message, tag="rolled_back", frozen=True):

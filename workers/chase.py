@@ -18,11 +18,11 @@ from enum import Enum, auto
 TRIES = 5  # short rounds, each with a try between two writes, before writes are held
 SHORT_S = 0.02  # a hold lasts as long as a round and two calls: within 50 ms
 HOLD_S = 0.25  # the owner lets writes go on after it whatever becomes of this process
-HOLDS = 8  # held in vain: then something else is wrong
-PATIENCE = 4  # rounds before writes are slowed (again)
+HOLDS = 8  # held in vain: then it is given up
+PATIENCE = 4  # rounds in which what is left has to become less, or writes are slowed (again)
+LESS = 0.75  # of what was left before them
 SHARE = 0.5  # of what is copied, that may be written when slowed: rounds halve
 LEAST_SHARE = 1 / 32  # slowed down to it in vain: writers do not wait for one another, or the delay's bound is reached
-ROUNDS = 200  # in all: no swap is tried for ever
 
 
 class Move(Enum):
@@ -33,11 +33,12 @@ class Move(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round: how many points were touched and copied, in what time, and how long after the round before it began."""
+    """One round."""
 
-    points: int
+    points: int  # touched, and copied now
+    left: int  # touched before it began, and not copied yet
     seconds: float
-    since_s: float
+    since_s: float  # since the one before it began
 
 
 @dataclass(slots=True)
@@ -47,29 +48,33 @@ class Chase:
     slowed_to: float = 0.0
     written_per_s: float = 0.0
     copied_per_s: float = 0.0
-    rounds: int = 0
     short: int = 0
-    long: int = 0  # since writes were slowed (again)
+    long: int = 0  # since it was asked last whether less is left
+    backlog: float = float("inf")  # then
+    left: int | None = None  # after the last round
     holds: int = 0
     share: float = 2 * SHARE  # the next one is half of it
 
     def after(self, done: Round) -> Move:
         """Take note of a round after which the swap failed, and say what is next. Sets `slowed_to`."""
-        self.rounds += 1
         self._measure(done)
-        if self.holds >= HOLDS or self.rounds >= ROUNDS:
+        if self.holds >= HOLDS:
             return Move.GIVE_UP
-        if done.seconds <= SHORT_S:
+        if done.seconds <= SHORT_S and not done.left:
             self.short += 1
             return self._hold() if self.short > TRIES else Move.COPY
         self.long += 1
         if self.long < PATIENCE:
             return Move.COPY
+        backlog, self.long = done.points + done.left, 0
+        if backlog <= LESS * self.backlog:
+            self.backlog = backlog
+            return Move.COPY
         if self.share > LEAST_SHARE:
-            self.share, self.long = self.share * SHARE, 0
+            self.share *= SHARE
             self.slowed_to = max(self.copied_per_s * self.share, 1.0)
             return Move.COPY
-        return self._hold() if done.seconds <= HOLD_S / 2 else Move.GIVE_UP
+        return self._hold() if done.seconds <= HOLD_S / 2 and not done.left else Move.GIVE_UP
 
     def _hold(self) -> Move:
         self.holds += 1
@@ -80,7 +85,10 @@ class Chase:
         """The middle of what was and what is: a single round is a few points."""
         if done.points:
             self.copied_per_s = _between(self.copied_per_s, done.points / max(done.seconds, 1e-6))
-        self.written_per_s = _between(self.written_per_s, done.points / max(done.since_s, 1e-6))
+        if self.left is not None:  # the first round's points were touched who knows since when
+            written = max(done.points + done.left - self.left, 0)
+            self.written_per_s = _between(self.written_per_s, written / max(done.since_s, 1e-6))
+        self.left = done.left
 
     def fits(self, points: int, left_s: float) -> bool:
         """Say whether so many points can be copied while writes are held for `left_s` more."""

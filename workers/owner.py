@@ -172,7 +172,7 @@ class OwnerService:
                 touched = self._watches.since(call.token, call.seq, self.seq, check_limit(call.limit))
                 if touched is None:
                     return calls.TouchedIds(is_known=False)
-                return calls.TouchedIds(ids=touched.ids, seq=touched.seq, is_whole=touched.is_whole)
+                return calls.TouchedIds(ids=touched.ids, seq=touched.seq, is_whole=touched.is_whole, left=touched.left)
             case calls.Hold():
                 return calls.Changed(count=self._hold(call.token, call.for_s))
             case calls.Slow():

@@ -33,7 +33,7 @@ from .texts import Maker, note_fields, sort, text_of
 from .vectors import COPIED_KEY, STAMP_KEY, Conditional, Rewrite
 from .versions import base_of, building_alias, kept_alias, kept_versions, next_version, own_name
 from .watches import Touched
-from .write_gate import IDS_AT_ONCE, NoGate
+from .write_gate import NoGate
 
 COMPARED = 256  # points compared in one call
 FEW = 16  # touched points: with so few left the swap is tried, and they are copied without pauses
@@ -220,7 +220,7 @@ class _Rebuild:
         if not more:
             return True
         touched = self.gate.touched(at.token, at.seq)
-        return touched is not None and not touched.is_whole and more <= len(touched.ids)
+        return touched is not None and not touched.is_whole and more <= len(touched.ids) + touched.left
 
     def judge(self) -> Generator[Step, None, bool]:
         at = self.at
@@ -244,7 +244,6 @@ class _Rebuild:
     def swap(self) -> Generator[Step, None, None]:
         at = self.at
         names = names_of(self.store.info(at.source))
-        yield from self._drain()
         if not self.gate.sees_every_write:
             yield from self._compare()
         yield from self._chase()
@@ -265,7 +264,7 @@ class _Rebuild:
                 yield from self._drain()
                 continue
             self._catch(touched, is_paced=len(touched.ids) > FEW)
-            done = Round(len(touched.ids), time.monotonic() - began, began - since)
+            done = Round(len(touched.ids), touched.left, time.monotonic() - began, began - since)
             if self._is_swapped(rename_to):
                 return
             move = chase.after(done)
@@ -301,10 +300,10 @@ class _Rebuild:
         while True:
             touched = gate.touched(at.token, at.seq)
             left_s = began + HOLD_S - time.monotonic()
-            if touched is None or touched.is_whole or not chase.fits(len(touched.ids), left_s):
+            if touched is None or touched.is_whole or not chase.fits(len(touched.ids) + touched.left, left_s):
                 break
             self._catch(touched, is_paced=False)
-            if len(touched.ids) < IDS_AT_ONCE:  # all there were
+            if not touched.left:
                 is_done = self._is_swapped(rename_to)
                 break
         if not is_done:
@@ -383,7 +382,7 @@ class _Rebuild:
             at.seq = touched.seq
             self.tools.reached("copied again")
             yield self.step("catching up with what was written meanwhile")
-            count, rounds = len(touched.ids), rounds + 1
+            count, rounds = len(touched.ids) + touched.left, rounds + 1
             if count <= FEW or (rounds > ROUNDS and count >= least):
                 return
             least = min(count, least) if rounds > 1 else count
@@ -494,6 +493,7 @@ class _Rebuild:
             "documents_without_text": at.without_text,
             "documents_changed_meanwhile": at.again,
             "writes_held_ms": at.hold_ms,
+            "writes_slowed_to_per_s": at.slowed_to,
             "processing_time_seconds": at.elapsed_s,
             "model": self.maker.model,
             "gate": at.verdict,

@@ -1,5 +1,4 @@
-"""Owns which points of a watched collection were written or deleted since when, and which collections' writes are held or slowed.
-Pure.
+"""Owns which points of a watched collection were touched since when, and whose writes are held or slowed. Pure.
 
 A shadow of a collection is built from it while applications go on writing: what they touch meanwhile is copied again. The
 owner sees every write, so that it can name them; what it knows dies with it, and `since` says so.
@@ -38,6 +37,7 @@ class Touched:
     ids: tuple[PointId, ...]
     seq: int
     is_whole: bool = False  # any point may have been
+    left: int = 0  # further ones, after `seq`
 
 
 class Watches:
@@ -92,7 +92,7 @@ class Watches:
         last = now_seq
         for one, at in watch.touched.items():
             if len(ids) >= limit and at != last:
-                return Touched(tuple(ids), last)
+                return Touched(tuple(ids), last, left=len(watch.touched) - len(ids))
             ids.append(one)
             last = at
         return Touched(tuple(ids), now_seq)

@@ -84,7 +84,9 @@ class OwnersGate:
 
     def touched(self, token: int, seq: int) -> Touched | None:
         answer = self._ask(calls.TouchedIds, calls.TouchedSince(token=token, seq=seq, limit=IDS_AT_ONCE))
-        return Touched(answer.ids, answer.seq, is_whole=answer.is_whole) if answer.is_known else None
+        if not answer.is_known:
+            return None
+        return Touched(answer.ids, answer.seq, is_whole=answer.is_whole, left=answer.left)
 
     def hold(self, token: int, for_s: float) -> None:
         self._ask(calls.Changed, calls.Hold(token=token, for_s=for_s))

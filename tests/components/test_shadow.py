@@ -51,7 +51,7 @@ class ServiceGate:
 
     def touched(self, token: int, seq: int) -> Touched | None:
         answer = self._ask(calls.TouchedSince(token=token, seq=seq))
-        return Touched(answer.ids, answer.seq, is_whole=answer.is_whole) if answer.is_known else None
+        return Touched(answer.ids, answer.seq, is_whole=answer.is_whole, left=answer.left) if answer.is_known else None
 
     def hold(self, token: int, for_s: float) -> None:
         self._ask(calls.Hold(token=token, for_s=for_s))
