@@ -19,6 +19,7 @@ from .settings import ModelSettings, RerankSettings
 PACKAGE = __package__.rpartition(".")[0]
 
 MAX_ORDER_BYTES = 64 * 1024
+ADOPTER = "morgan-adopter"  # what a process calls itself that makes the graph of a model (workers/adoption.py)
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True, tag_field="type"):

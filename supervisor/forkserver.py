@@ -101,19 +101,29 @@ class ForkServer:
             yield report
 
     def close(self) -> list[Report]:
-        """Kill it, which is safe at any instant, and return its last reports."""
+        """Kill it, which is safe at any instant, and return its last reports. Workers stay."""
         with suppress(ProcessLookupError):  # it is dead already
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         if self._popen is not None:
             self._popen.wait()
         else:
             os.waitpid(self.pid, 0)
+        _end_adopters()
         last = list(self.reports())
         for fd in (self.fileno, self.pidfd):
             self._poller.unregister(fd)
         self._socket.close()
         os.close(self.pidfd)
         return last
+
+
+def _end_adopters() -> None:
+    """Wait for what a fork server that has ended had make a graph: it is this process's child now, and was told to end."""
+    for pid in procfs.children(os.getpid()):
+        if procfs.name(pid) == launch.ADOPTER:
+            with suppress(ChildProcessError, ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
 
 
 def _start(orders: int, workers: Path, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:

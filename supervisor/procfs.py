@@ -39,6 +39,16 @@ def parent(pid: int) -> int:
     return int(fields[1]) if len(fields) > 1 else 0
 
 
+def children(pid: int) -> list[int]:
+    """Return the pids of what its first thread has forked and not waited for; none where the kernel does not list them."""
+    return [int(child) for child in _text(f"/proc/{pid}/task/{pid}/children").split()]
+
+
+def name(pid: int) -> str:
+    """Return what it calls itself, 15 characters of it; "" where it is not there."""
+    return _text(f"/proc/{pid}/comm").strip()
+
+
 def threads(pid: int) -> list[int]:
     try:
         return [int(name) for name in os.listdir(f"/proc/{pid}/task")]

@@ -172,7 +172,7 @@ class Zygote:
         try:
             with suppress(OSError):
                 prctl.die_with_parent()
-                prctl.set_name("morgan-adopter")
+                prctl.set_name(launch.ADOPTER)
             self._orders.close()
             os.setsid()  # the autogroup that is niced is its own
             make_courteous(0)
