@@ -1,7 +1,7 @@
 """Owns the model test of the swap: applications write and delete all the time while a collection is rebuilt and swapped.
 
     python -m bench.races [--writes 1000000] [--writers 3] [--batch 10]
-    python -m bench.races --ungated [--writes 200000]
+    python -m bench.races --ungated [--writes 100000] [--rate 1000]
 
 A real owner process on a real embedded store, writers in processes of their own, one rebuild after another; the embedding
 model is fake, so that writes are what takes the time. Each writer owns its ids and knows what it was acknowledged last. At
@@ -177,9 +177,13 @@ def main() -> int:
     parser.add_argument("--writers", type=int, default=3)
     parser.add_argument("--batch", type=int, default=10, help="points a write")
     parser.add_argument("--ungated", action="store_true", help="writes that do not pass through us")
+    parser.add_argument("--rate", type=float, default=1000.0, help="points a second, with --ungated alone")
     given = parser.parse_args()
     before = Noise.now()
-    result = (ungated.run if given.ungated else gated)(given.writes, given.writers, given.batch)
+    if given.ungated:
+        result = ungated.run(given.writes, given.writers, given.batch, given.rate)
+    else:
+        result = gated(given.writes, given.writers, given.batch)
     result |= {name: round(value, 2) for name, value in before.until(Noise.now()).items()}
     for name, value in result.items():
         print(f"{name:<26} {value}")

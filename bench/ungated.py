@@ -183,12 +183,20 @@ class StandInServer:
             return left
 
 
-def application(server: StandInServer, which: int, count: int, batch: int, took_ms: list[float]) -> None:
-    """Write `count` points: replace, delete, or set the payload of some that are there. Its ids are its own."""
+def application(
+    server: StandInServer, which: int, count: int, batch: int, points_per_s: float, took_ms: list[float]
+) -> None:
+    """Write `count` points: replace, delete, or set the payload of some that are there. Its ids are its own.
+
+    Writes come at random times, so many points a second on average, as far as answers come that fast.
+    """
     rng = np.random.default_rng(which)
     mine: set[int] = set()
+    due_at = time.monotonic()
     for turn in range(count // batch):
         chosen, draw = {which * IDS + int(one) for one in rng.choice(IDS, batch, replace=False)}, rng.random()
+        due_at += rng.exponential(batch / points_per_s)
+        time.sleep(max(due_at - time.monotonic(), 0.0))
         began = time.perf_counter()
         if draw < DELETES:
             server.write("delete", {number: {} for number in chosen})
@@ -201,7 +209,7 @@ def application(server: StandInServer, which: int, count: int, batch: int, took_
         took_ms.append((time.perf_counter() - began) * 1000)
 
 
-def run(writes: int, writer_count: int, batch: int) -> dict[str, Any]:
+def run(writes: int, writer_count: int, batch: int, points_per_s: float) -> dict[str, Any]:
     """Rebuild and swap while applications write through clients of their own; return what went wrong, by kind."""
     server = StandInServer()
     store = QdrantStore(server)
@@ -217,7 +225,7 @@ def run(writes: int, writer_count: int, batch: int) -> dict[str, Any]:
     each = writes // writer_count // batch * batch
     took_ms: list[float] = []
     writers = [
-        threading.Thread(target=application, args=(server, which, each, batch, took_ms))
+        threading.Thread(target=application, args=(server, which, each, batch, points_per_s / writer_count, took_ms))
         for which in range(writer_count)
     ]
     began = time.monotonic()
