@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import xxhash
 
-from .vectors import COPIED_KEY, STAMP_KEY
+from .vectors import AS_KEY, COPIED_KEY, STAMP_KEY
 
 
 def fingerprint(text: str) -> str:
     """Return xxh3-64 of the text as 16 hex characters."""
     return xxhash.xxh3_64_hexdigest(text.encode())
+
+
+def of_payload(payload: Mapping[str, Any]) -> str:
+    """Return xxh3-64 of a payload, without our stamp, as 16 hex characters."""
+    own = {key: value for key, value in payload.items() if key != STAMP_KEY}
+    return xxhash.xxh3_64_hexdigest(msgspec.json.encode(own, order="deterministic"))
 
 
 def stamp(text_fingerprint: str, model: str, revision: str, chunking: str = "") -> dict[str, str]:
@@ -26,7 +33,7 @@ def is_stale(payload: Mapping[str, Any], wanted: Mapping[str, str]) -> bool:
     held = payload.get(STAMP_KEY)
     if not isinstance(held, Mapping):
         return True
-    return {key: value for key, value in held.items() if key != COPIED_KEY} != wanted
+    return {key: value for key, value in held.items() if key not in (COPIED_KEY, AS_KEY)} != wanted
 
 
 def is_stamped(payload: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from ..ipc.errors import InvalidArgument, StoreUnavailable, SwapImpossible
 from ..ipc.records import CollectionInfo, Hit, IndexInfo, IndexSettings, Point, PointId
 from ..ipc.settings import Secret, StoreSettings
-from .fingerprint import fingerprint
+from .fingerprint import fingerprint, of_payload
 from .names import (
     check_distance,
     check_filter,
@@ -24,7 +24,7 @@ from .names import (
     taken,
     vector_of,
 )
-from .vectors import COPIED_KEY, STAMP_KEY, Rewrite, Vectors
+from .vectors import AS_KEY, COPIED_KEY, STAMP_KEY, Rewrite, Vectors
 from .versions import is_ours, serving_aliases
 
 P = ParamSpec("P")
@@ -329,9 +329,13 @@ class QdrantStore:
         for one in rewrites:
             record = held.get(one.id)
             text = (record.payload or {}).get(one.text_field) if record is not None else None
-            if one.vector is not None and isinstance(text, str) and fingerprint(text) == one.text_fingerprint:
-                row = row_of(one.vector, info)
-                structs.append(_copy(record, info.vector_name, row, {STAMP_KEY: dict(one.stamp)}))
+            if record is None or one.vector is None:
+                continue
+            if isinstance(text, str) and fingerprint(text) == one.text_fingerprint:
+                row, mark = row_of(one.vector, info), dict(one.stamp)
+                if COPIED_KEY in mark:
+                    mark[AS_KEY] = of_payload(record.payload or {})
+                structs.append(_copy(record, info.vector_name, row, {STAMP_KEY: mark}))
         kept = [held[one_id] for one_id in bare if one_id in held]
         structs += [_copy(record, info.vector_name, None, {}, keeps_vector=keeps_vectors) for record in kept]
         return structs, info.name

@@ -25,12 +25,13 @@ from ..ipc.records import CollectionInfo, Point, PointId, TaskProgress
 from .changes import anything, names_of
 from .chase import HOLD_S, Chase, Move, Round
 from .edge import Lending, build_index
+from .fingerprint import of_payload
 from .in_place import eta_s, no_text
 from .judging import compared
 from .rollback import drop_expired, own_payload
 from .task import Job, Outcome, Step, Steps, Tools
 from .texts import Maker, note_fields, sort, text_of
-from .vectors import COPIED_KEY, STAMP_KEY, Conditional, Rewrite
+from .vectors import AS_KEY, COPIED_KEY, STAMP_KEY, Conditional, Rewrite
 from .versions import base_of, building_alias, kept_alias, kept_versions, next_version, own_name
 from .watches import Touched
 from .write_gate import NoGate
@@ -114,7 +115,7 @@ class _Rebuild:
         self.gate = tools.gate or NoGate(tools.store)
         self.field = tools.settings.model.text_field
         self.began_at, self.before_s, self.seen_before = tools.clock(), at.elapsed_s, at.seen
-        self.known = array("Q")  # words of the ids that the old version had when it was compared last
+        self.known = array("Q")  # words of the ids that the new version had when they were compared last
         self.slowed_to = 0.0  # points a second, now
 
     # --- steps --------------------------------------------------------------------------------------------------------
@@ -403,7 +404,6 @@ class _Rebuild:
             self.tools.pace()
             points, after = self.store.scroll(at.source, after=after, limit=COMPARED)
             copies = {one.id: one for one in self.store.fetch(at.target, [point.id for point in points])}
-            self.known.extend(_word(point.id) for point in points)
             differing = [point.id for point in points if self._differs(point, copies.get(point.id))]
             self._again(differing, is_paced=True)
             found += len(differing)
@@ -415,6 +415,7 @@ class _Rebuild:
             points, after = self.store.scroll(at.target, after=after, limit=COMPARED)
             there = {one.id for one in self.store.fetch(at.source, [point.id for point in points])}
             gone = [point.id for point in points if point.id not in there]
+            self.known.extend(_word(one) for one in there)
             self._again(gone, is_paced=True)
             found += len(gone)
             yield self.step("comparing both versions")
@@ -426,7 +427,7 @@ class _Rebuild:
 
         Two writes cannot be told apart and are decided for the new version (docs/design.md): a point that was never
         copied and was deleted after the swap comes back; a payload set on a copied point after the swap is overwritten
-        where the old one's was changed just before it.
+        where the old one was changed just before it.
         """
         at, found, after = self.at, 0, None
         known = np.sort(np.frombuffer(self.known, dtype=np.uint64)) if self.known else None
@@ -434,7 +435,7 @@ class _Rebuild:
             points, after = self.store.scroll(at.source, after=after, limit=COMPARED)
             copies = {one.id: one for one in self.store.fetch(at.target, [point.id for point in points])}
             fresh = [p for p in points if p.id not in copies and known is not None and not _is_among(known, p.id)]
-            late = [p for p in points if (copy := copies.get(p.id)) and self._is_copy(copy) and self._differs(p, copy)]
+            late = [p for p in points if (copy := copies.get(p.id)) and self._is_late(p, copy)]
             for some, is_new in ((fresh, True), (late, False)):
                 if some:
                     rewrites, bare = self._rewrites(some, is_paced=True)
@@ -449,6 +450,8 @@ class _Rebuild:
             there = {one.id for one in self.store.fetch(at.source, copied)}
             if gone := [one for one in copied if one not in there]:
                 store.delete_if(at.target, gone, mark=at.target)
+                words = {_word(one) for one in gone}  # written again to the old version, they are new ones
+                self.known = array("Q", (word for word in self.known if word not in words))
             found += len(gone)
             yield self.step("bringing over the last writes")
             if after is None:
@@ -458,6 +461,15 @@ class _Rebuild:
     def _is_copy(self, point: Point) -> bool:
         mark = point.payload.get(STAMP_KEY)
         return isinstance(mark, dict) and mark.get(COPIED_KEY) == self.at.target
+
+    def _is_late(self, point: Point, copy: Point) -> bool:
+        """Say whether a point of the old version was changed after its copy, which nobody has written since.
+
+        A copy that differs from what it was made of, and that is as before, had its payload set in the new version.
+        """
+        if not self._is_copy(copy) or not self._differs(point, copy):
+            return False
+        return bool(copy.payload[STAMP_KEY].get(AS_KEY) != of_payload(point.payload))
 
     # --- ends ---------------------------------------------------------------------------------------------------------
 

@@ -25,6 +25,9 @@ With "chunking" where the setting of that name is not empty, and COPIED_KEY on w
 COPIED_KEY = "copied"
 """Of a stamp: the collection that a re-index copied the point into. A point that is written anew loses it."""
 
+AS_KEY = "as"
+"""Beside it, where writes may pass us by: what the point's payload was when it was copied (fingerprint.of_payload)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rewrite:
