@@ -19,8 +19,8 @@ TRIES = 5  # short rounds, each with a try between two writes, before writes are
 SHORT_S = 0.02  # a hold lasts as long as a round and two calls: within 50 ms
 HOLD_S = 0.25  # the owner lets writes go on after it whatever becomes of this process
 HOLDS = 8  # held in vain: then it is given up
-PATIENCE = 4  # rounds in which what is left has to become less, or writes are slowed (again)
-LESS = 0.75  # of what was left before them
+PATIENCE = 4  # long rounds in which clearly less is written than copied, or writes are slowed (again)
+LESS = 0.75  # of what is copied
 SHARE = 0.5  # of what is copied, that may be written when slowed: rounds halve
 LEAST_SHARE = 1 / 32  # slowed down to it in vain: writers do not wait for one another, or the delay's bound is reached
 
@@ -48,27 +48,30 @@ class Chase:
     slowed_to: float = 0.0
     written_per_s: float = 0.0
     copied_per_s: float = 0.0
-    short: int = 0
-    long: int = 0  # since it was asked last whether less is left
-    backlog: float = float("inf")  # then
     left: int | None = None  # after the last round
+    short: int = 0
+    long: int = 0  # since it was asked last whether less is written than copied
+    written: int = 0  # in these
+    copied: int = 0
     holds: int = 0
     share: float = 2 * SHARE  # the next one is half of it
 
     def after(self, done: Round) -> Move:
         """Take note of a round after which the swap failed, and say what is next. Sets `slowed_to`."""
-        self._measure(done)
+        written = self._measure(done)
         if self.holds >= HOLDS:
             return Move.GIVE_UP
         if done.seconds <= SHORT_S and not done.left:
             self.short += 1
             return self._hold() if self.short > TRIES else Move.COPY
         self.long += 1
+        self.written += written
+        self.copied += done.points
         if self.long < PATIENCE:
             return Move.COPY
-        backlog, self.long = done.points + done.left, 0
-        if backlog <= LESS * self.backlog:
-            self.backlog = backlog
+        is_nearing = self.written <= LESS * self.copied
+        self.long = self.written = self.copied = 0
+        if is_nearing:
             return Move.COPY
         if self.share > LEAST_SHARE:
             self.share *= SHARE
@@ -81,14 +84,17 @@ class Chase:
         self.short = 0
         return Move.HOLD
 
-    def _measure(self, done: Round) -> None:
-        """The middle of what was and what is: a single round is a few points."""
+    def _measure(self, done: Round) -> int:
+        """Return how many points were touched since the round before. The rates are the middle of what was and what is: a
+        single round is a few points."""
         if done.points:
             self.copied_per_s = _between(self.copied_per_s, done.points / max(done.seconds, 1e-6))
+        written = 0
         if self.left is not None:  # the first round's points were touched who knows since when
             written = max(done.points + done.left - self.left, 0)
             self.written_per_s = _between(self.written_per_s, written / max(done.since_s, 1e-6))
         self.left = done.left
+        return written
 
     def fits(self, points: int, left_s: float) -> bool:
         """Say whether so many points can be copied while writes are held for `left_s` more."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zmq
 
 from bench.fake_embedder import FakeEmbedder, FakeReranker
-from morgan.background.ipc import calls
-from morgan.background.ipc.errors import InvalidArgument, SwapImpossible, VectorSizeMismatch
+from morgan.background.ipc import calls, wire
+from morgan.background.ipc.errors import InvalidArgument, StoreUnavailable, SwapImpossible, VectorSizeMismatch
 from morgan.background.ipc.messages import Failure
 from morgan.background.ipc.records import Point, PointId, QueryJob, TaskType
 from morgan.background.ipc.settings import GateSettings, ModelSettings, WorkerSettings
 from morgan.background.workers.edge import EdgeStore
-from morgan.background.workers.owner import OwnerService
+from morgan.background.workers.owner import Desk, OwnerService
 from morgan.background.workers.reindexing import reindex
 from morgan.background.workers.serving import KNOWN_S, Serving
 from morgan.background.workers.task import Job, Outcome, Step, Tools, Verdict, drive
@@ -432,3 +434,137 @@ def test_a_name_that_cannot_be_swapped_is_refused_with_what_can_be_done(house: H
     house.store.__class__ = Unrenaming
     with pytest.raises(SwapImpossible, match="adopt-alias docs"):
         house.run()
+
+
+# --- writes that do not pause -----------------------------------------------------------------------------------------
+
+
+class BusyGate(ServiceGate):
+    """An application writes before each swap, unless writes are held; where `is_deaf`, also then."""
+
+    def __init__(self, house: House, *, is_deaf: bool = False) -> None:
+        super().__init__(house.owner)
+        self.house, self.is_deaf, self.is_busy = house, is_deaf, True
+        self.is_holding = False
+        self.holds = 0
+        self.texts = dict(TEXTS)
+
+    def hold(self, token: int, for_s: float) -> None:
+        super().hold(token, for_s)
+        self.is_holding = for_s > 0
+        self.holds += self.is_holding
+
+    def swap(self, old: str, new: str, *, kept_as: str, rename_to: str, token: int, seq: int) -> bool:
+        if self.is_busy and (self.is_deaf or not self.is_holding):
+            fresh = {7: f"written at change {seq}"}
+            self.house.write(fresh)
+            self.texts |= fresh
+        return super().swap(old, new, kept_as=kept_as, rename_to=rename_to, token=token, seq=seq)
+
+
+def test_where_a_write_comes_between_every_time_writes_are_held_for_the_last_round(house: House) -> None:
+    gate = BusyGate(house)
+    house.tools = replace(house.tools, gate=gate)
+    result = house.run()
+    assert result["swapped"]
+    assert gate.holds == 1
+    assert result["writes_held_ms"] > 0
+    house.check(gate.texts)
+
+
+def test_what_cannot_be_caught_up_with_is_given_up_with_a_reason_and_goes_on_later(house: House) -> None:
+    gate = BusyGate(house, is_deaf=True)
+    house.tools = replace(house.tools, gate=gate)
+    checkpoints: list[Any] = []
+
+    def on_step(step: Step) -> Verdict:
+        checkpoints.append(step.checkpoint)
+        return Verdict.GO_ON
+
+    with pytest.raises(StoreUnavailable, match=r"written faster than embedded: \d+/s.* against \d+/s"):
+        house.run(on_step)
+    assert house.store.info("docs").vector_size == 16
+    assert {number: point.payload["text"] for number, point in house.points().items()} == gate.texts
+    assert house.owner.held(0.0) == house.owner.slowed(0.0) == frozenset()
+    gate.is_busy = False
+    embedded_before = house.new.texts
+    job = Job("t", TaskType.REINDEX, "docs", {}, checkpoint=checkpoints[-1])
+    ended = drive(reindex(job, house.tools), lambda _: Verdict.GO_ON)
+    assert isinstance(ended, Outcome)
+    assert ended.result["swapped"]
+    assert house.new.texts - embedded_before < len(TEXTS)
+    house.check(gate.texts)
+
+
+class Applications:
+    """Callers of the owner's service over a real socket, served by a real Desk as the owner's loop serves it."""
+
+    def __init__(self, house: House) -> None:
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.router, self.dealer = self.context.socket(zmq.ROUTER), self.context.socket(zmq.DEALER)
+        self.router.bind("inproc://owner")
+        self.dealer.connect("inproc://owner")
+        self.house, self.desk = house, Desk(self.router, house.owner)
+        self.token = house.ask(calls.Watch(collection="docs")).token
+
+    def send(self, rid: int, text: str) -> None:
+        call = calls.Upsert(rid=rid, collection="docs", points=(Point(id=7, payload={"text": text}),))
+        self.dealer.send(wire.encode(call))
+
+    def serve(self, answers: int) -> list[int]:
+        """Serve until so many calls are answered; return whose."""
+        found: list[int] = []
+        while len(found) < answers:
+            due_at = self.desk.next_deadline
+            wait_s = 10.0 if due_at is None else max(due_at - time.monotonic(), 0.0)
+            assert self.router.poll(int(wait_s * 1000) + 1) or due_at is not None, "nothing comes any more"
+            self.desk.serve_ready()
+            self.desk.seen(self.house.owner.seq)
+            while self.dealer.poll(0):
+                found.append(wire.rid_of(self.dealer.recv()))
+        return found
+
+    def close(self) -> None:
+        self.context.destroy(linger=0)
+
+
+@pytest.fixture
+def applications(house: House) -> Iterator[Applications]:
+    applications = Applications(house)
+    yield applications
+    applications.close()
+
+
+def test_slowed_writes_take_turns_in_their_order(house: House, applications: Applications) -> None:
+    house.ask(calls.Slow(token=applications.token, for_s=10.0, points_per_s=1.0))
+    for rid in (1, 2, 3):
+        applications.send(rid, f"written {rid}")
+    assert applications.serve(1) == [1]
+    assert applications.desk.next_deadline is not None
+    assert applications.serve(2) == [2, 3]
+    assert house.points()[7].payload["text"] == "written 3"
+    assert applications.desk.next_deadline is None
+
+
+def test_writes_that_waited_for_their_turn_go_before_those_that_come_after_the_slowing(
+    house: House, applications: Applications
+) -> None:
+    house.ask(calls.Slow(token=applications.token, for_s=10.0, points_per_s=1.0))
+    applications.send(1, "written 1")
+    applications.send(2, "written 2")
+    assert applications.serve(1) == [1]
+    house.ask(calls.Slow(token=applications.token, for_s=0.0, points_per_s=0.0))
+    applications.send(3, "written 3")
+    assert applications.serve(2) == [2, 3]
+    assert house.points()[7].payload["text"] == "written 3"
+
+
+def test_held_writes_wait_until_they_are_let_go(house: House, applications: Applications) -> None:
+    house.ask(calls.Hold(token=applications.token, for_s=2.0))
+    applications.send(1, "written while held")
+    assert applications.router.poll(10_000)
+    applications.desk.serve_ready()
+    assert house.points()[7].payload["text"] == TEXTS[7]
+    house.ask(calls.Hold(token=applications.token, for_s=0.0))
+    assert applications.serve(1) == [1]
+    assert house.points()[7].payload["text"] == "written while held"

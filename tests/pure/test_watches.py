@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from morgan.background.workers.watches import Watches
+from morgan.background.workers.watches import MAX_DELAY_S, Watches
 
 
 @given(st.lists(st.one_of(st.lists(st.integers(0, 9), max_size=4), st.none())), st.integers(1, 5))
@@ -71,3 +71,43 @@ def test_writes_are_held_until_released_or_until_their_time_is_over() -> None:
     watches.hold(token, 10.0)
     assert watches.held(10.0) == frozenset()
     assert watches.next_release() is None
+
+
+def test_it_says_how_many_points_more_were_touched() -> None:
+    watches = Watches(0)
+    token = watches.begin("docs")
+    for seq in range(1, 8):
+        watches.note("docs", [seq], seq)
+    found = watches.since(token, 2, 7, 3)
+    assert found is not None
+    assert (found.ids, found.seq, found.left) == ((3, 4, 5), 5, 2)
+
+
+@given(st.lists(st.tuples(st.floats(0, 0.1), st.integers(1, 50)), min_size=1, max_size=30), st.floats(1, 1e5))
+def test_slowed_writes_take_turns_and_none_is_delayed_for_long(writes: list[tuple[float, int]], per_s: float) -> None:
+    watches, now, last = Watches(0), 0.0, 0.0
+    token = watches.begin("docs")
+    assert watches.slow(token, 1e9, per_s)
+    spent = 0.0  # the time that the points before it have
+    for pause, points in writes:
+        now += pause
+        due_at = watches.due_at("docs", points, now)
+        assert now <= due_at <= now + MAX_DELAY_S
+        assert due_at >= last
+        assert due_at >= min(last + spent, now + MAX_DELAY_S) - 1e-9
+        last, spent = due_at, points / per_s
+
+
+def test_writes_are_slowed_until_it_is_taken_back_or_their_time_is_over() -> None:
+    watches = Watches(0)
+    token = watches.begin("docs")
+    assert not watches.slow(token + 1, 10.0, 5.0)
+    assert watches.slow(token, 10.0, 5.0)
+    assert watches.due_at("docs", 1, 1.0) == 1.0
+    assert watches.due_at("docs", 1, 1.0) > 1.0
+    assert watches.due_at("other", 1, 1.0) == 1.0
+    assert watches.slowed(9.0) == {"docs"}
+    assert watches.slow(token, 20.0, 0.0)
+    assert watches.slowed(9.0) == frozenset()
+    watches.slow(token, 10.0, 5.0)
+    assert watches.slowed(10.0) == frozenset()
