@@ -102,11 +102,13 @@ class Chase:
 
     @property
     def reason(self) -> str:
+        """Return why it was given up, with both figures."""
         slowed = f", slowed to {self.slowed_to:.0f}/s" if self.slowed_to else ""
-        return (
-            f"documents are written faster than embedded: {self.written_per_s:.0f}/s{slowed}"
-            f" against {self.copied_per_s:.0f}/s; the index in use is untouched, and the swap waits for a quieter time"
-        )
+        figures = f"{self.written_per_s:.0f}/s{slowed} against {self.copied_per_s:.0f}/s"
+        why = "documents are written faster than embedded"
+        if self.holds >= HOLDS:
+            why = f"writes were held {self.holds} times and what was left was not copied in time; written and embedded"
+        return f"{why}: {figures}; the index in use is untouched, and the swap waits for a quieter time"
 
 
 def _between(held: float, fresh: float) -> float:
