@@ -24,8 +24,9 @@ from morgan.background.ipc.calls import MAX_CALL_BYTES
 from morgan.background.ipc.records import TaskType
 from morgan.background.ipc.settings import GateSettings, ModelSettings, WorkerSettings
 from morgan.background.ipc.sockets import CLIENT_UNREAD, HIGH_WATER, bind_router
+from morgan.background.workers.desk import Desk
 from morgan.background.workers.edge import EdgeStore
-from morgan.background.workers.owner import Desk, OwnerService
+from morgan.background.workers.owner import OwnerService
 from morgan.background.workers.reindexing import reindex
 from morgan.background.workers.remote import RemoteStore
 from morgan.background.workers.serving import Serving

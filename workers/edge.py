@@ -1,4 +1,4 @@
-"""Owns the embedded store: Qdrant's engine in this process (the only import of qdrant_edge), one shard a collection.
+"""Owns the embedded store: Qdrant's engine in this process, one shard a collection.
 
     PATH/lock   PATH/catalog.json   PATH/shards/NAME-N/
 
@@ -14,7 +14,7 @@ import shutil
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -393,26 +393,6 @@ def graph_of(index: IndexSettings) -> Any:
 
 def _kind(native: Any) -> str:
     return str(native).rpartition(".")[2].lower()
-
-
-@runtime_checkable
-class Lending(Protocol):
-    """A store whose collections another process may open for a while: the embedded one, and its owner's callers."""
-
-    def lend(self, name: str) -> Path: ...
-
-
-def build_index(folder: Path) -> None:
-    """Build the graph of a lent shard where it is large enough for one. Holds the GIL meanwhile."""
-    import qdrant_edge
-
-    shard = qdrant_edge.EdgeShard.load(str(folder))
-    try:
-        while shard.optimize():
-            pass
-        shard.flush()
-    finally:
-        shard.close()
 
 
 def _lock(path: Path) -> int:

@@ -7,8 +7,8 @@ from dataclasses import replace
 from typing import cast
 
 from ..ipc.records import IndexSettings
-from .edge import Lending
 from .gate import Verdict, judge
+from .lending import Lending
 from .measuring import Side, measured, with_sentences
 from .task import Job, Step, Tools
 from .vectors import Tunable

@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import assert_never, cast
 
 import msgspec
-import zmq
 
-from ..ipc import calls, wire
+from ..ipc import calls
 from ..ipc.checks import check_collection, check_limit
 from ..ipc.commands import PointsChanged
-from ..ipc.errors import InvalidArgument, MorganError, ProtocolError, StoreUnavailable, SwapImpossible
+from ..ipc.errors import InvalidArgument, MorganError, SwapImpossible
 from ..ipc.messages import Failure
 from ..ipc.query import scope_of
 from ..ipc.records import ComputedResult, IndexInfo, Point, QueryJob
@@ -28,7 +27,6 @@ from .search import compute
 from .serving import Serving
 from .task import Embedder, Reranker, Tools
 from .texts import Maker
-from .turns import Turns
 from .vectors import STAMP_KEY, Rewrite, Tunable, Vectors, VectorStore
 from .versions import serving_aliases, versions_of
 from .watches import MAX_HOLD_S, MAX_SLOW_S, Watches
@@ -36,8 +34,6 @@ from .watches import MAX_HOLD_S, MAX_SLOW_S, Watches
 log = logging.getLogger(__name__)
 
 WRITES = calls.Upsert | calls.Delete | calls.Drop | calls.ReportChange  # of an application
-HELD_CALLS = 1000  # writes that wait at once; one more is refused: who sent it tries again
-CALLS_PER_TURN = 16  # then the supervisor's commands are looked at again
 
 
 class OwnerService:
@@ -351,88 +347,3 @@ def _matrix(raw: bytes, count: int) -> Vectors:
 def _rewrite(item: calls.RewriteItem) -> Rewrite:
     vector = floats_of(item.vector) if item.vector else None
     return Rewrite(item.id, vector, item.text_field, item.text_fingerprint, item.stamp)
-
-
-class Desk:
-    """Answers calls on a ROUTER. Answers to writes are held until the supervisor has seen the change.
-
-    Writes to a collection that is being swapped wait until it is, or take turns before; those that came first go first.
-    """
-
-    def __init__(self, socket: zmq.Socket[bytes], service: OwnerService) -> None:
-        self._socket, self._service = socket, service
-        self._held: dict[int, list[bytes]] = {}  # number of the change -> the answer's frames
-        self._waiting: Turns[tuple[bytes, calls.Call]] = Turns(HELD_CALLS)  # who asked, and what
-
-    def seen(self, seq: int) -> None:
-        """Send what was held for the change `seq`, or for one before it."""
-        for held in [held for held in self._held if held <= seq]:
-            _send(self._socket, self._held.pop(held))
-
-    def serve_ready(self) -> None:
-        """Answer the calls that wait, at most CALLS_PER_TURN: then the supervisor's commands are looked at again."""
-        self._let_go()
-        for _ in range(CALLS_PER_TURN):
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            self._serve(frames)
-            self._let_go()
-
-    @property
-    def next_deadline(self) -> float | None:
-        """When calls that wait are to be looked at again (monotonic seconds)."""
-        if not self._waiting:
-            return None
-        held = self._service.held(time.monotonic())
-        times = (self._waiting.next_due_at(held), self._service.next_release)
-        return min((one for one in times if one is not None), default=None)
-
-    def _serve(self, frames: list[bytes]) -> None:
-        sender, frame = frames[0], frames[-1]
-        try:
-            if len(frames) != 2:
-                raise ProtocolError(f"a call is one frame, not {len(frames) - 1}; docs/protocol.md")
-            call = wire.calls.decode(frame)
-        except ProtocolError as error:
-            failure = Failure(rid=wire.rid_of(frame), code=error.code, message=str(error))
-            _send(self._socket, [sender, wire.encode(failure)])
-            return
-        self._take(sender, call)
-
-    def _take(self, sender: bytes, call: calls.Call) -> None:
-        """Answer a call, or let it wait."""
-        service, now = self._service, time.monotonic()
-        held, slowed = service.held(now), service.slowed(now)
-        name = service.written_to(call) if held or slowed else None
-        due_at = now if name is None else service.due_at(name, call, now)
-        if name is None or not (due_at > now or name in held or self._waiting.is_behind(name)):
-            self._answer(sender, call)
-        elif not self._waiting.is_full:
-            self._waiting.add(name, due_at, (sender, call))
-        else:
-            failure = Failure(rid=call.rid, code=StoreUnavailable.code, message="too many writes wait: try again")
-            _send(self._socket, [sender, wire.encode(failure)])
-
-    def _let_go(self) -> None:
-        if self._waiting:
-            now = time.monotonic()
-            for sender, call in self._waiting.ready(now, self._service.held(now), self._service.slowed(now)):
-                self._answer(sender, call)
-
-    def _answer(self, sender: bytes, call: calls.Call) -> None:
-        reply = [sender, wire.encode(self._service.answer(call))]
-        if (awaited := self._service.awaited) is None:
-            _send(self._socket, reply)
-        else:
-            self._held[awaited] = reply
-
-
-def _send(socket: zmq.Socket[bytes], frames: list[bytes]) -> None:
-    try:
-        socket.send_multipart(frames, zmq.NOBLOCK)
-    except zmq.ZMQError as error:
-        if error.errno not in (zmq.EHOSTUNREACH, zmq.EAGAIN):
-            raise
-        log.info("an answer was dropped: who asked has left or does not read")

@@ -14,9 +14,10 @@ from ..ipc.commands import ChangeSeen, Configure, Drain, Published, Started
 from ..ipc.errors import ModelUnavailable, MorganError
 from ..ipc.records import ComputedResult
 from ..ipc.sockets import CLIENT_UNREAD, HIGH_WATER, bind_router
+from .desk import Desk
 from .link import Link
 from .open_store import open_late
-from .owner import Desk, OwnerService
+from .owner import OwnerService
 from .task import Embedder, Reranker
 
 log = logging.getLogger(__name__)

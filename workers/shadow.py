@@ -24,10 +24,10 @@ from ..ipc.errors import StoreUnavailable, TextFieldNotFound
 from ..ipc.records import CollectionInfo, Point, PointId, TaskProgress
 from .changes import anything, names_of
 from .chase import HOLD_S, Chase, Move, Round
-from .edge import Lending, build_index
 from .fingerprint import of_payload
 from .in_place import eta_s, no_text
 from .judging import compared
+from .lending import Lending, build_index
 from .rollback import drop_expired, own_payload
 from .task import Job, Outcome, Step, Steps, Tools
 from .texts import Maker, note_fields, sort, text_of

@@ -14,8 +14,9 @@ from morgan.background.ipc.errors import InvalidArgument
 from morgan.background.ipc.messages import Failure
 from morgan.background.ipc.records import IndexSettings, Point
 from morgan.background.ipc.settings import WorkerSettings
-from morgan.background.workers.edge import EdgeStore, build_index
+from morgan.background.workers.edge import EdgeStore
 from morgan.background.workers.filters import MOST_FIELDS, Filters
+from morgan.background.workers.lending import build_index
 from morgan.background.workers.owner import OwnerService
 from morgan.background.workers.qdrant import QdrantStore
 

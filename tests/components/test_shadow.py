@@ -19,8 +19,9 @@ from morgan.background.ipc.errors import InvalidArgument, StoreUnavailable, Swap
 from morgan.background.ipc.messages import Failure
 from morgan.background.ipc.records import Point, PointId, QueryJob, TaskType
 from morgan.background.ipc.settings import GateSettings, ModelSettings, WorkerSettings
+from morgan.background.workers.desk import Desk
 from morgan.background.workers.edge import EdgeStore
-from morgan.background.workers.owner import Desk, OwnerService
+from morgan.background.workers.owner import OwnerService
 from morgan.background.workers.reindexing import reindex
 from morgan.background.workers.serving import KNOWN_S, Serving
 from morgan.background.workers.task import Job, Outcome, Step, Tools, Verdict, drive

@@ -14,7 +14,8 @@ from qdrant_client import QdrantClient
 from morgan.background.ipc.errors import CollectionNotFound, VectorSizeMismatch
 from morgan.background.ipc.records import IndexSettings, Point, QueryJob, TaskType
 from morgan.background.ipc.settings import GateSettings, TuningSettings, WorkerSettings
-from morgan.background.workers.edge import EdgeStore, build_index
+from morgan.background.workers.edge import EdgeStore
+from morgan.background.workers.lending import build_index
 from morgan.background.workers.qdrant import QdrantStore
 from morgan.background.workers.task import Job, Outcome, Step, Tools, Verdict, drive
 from morgan.background.workers.trials import configurations, tried
