@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SIZE = 384  # of the default model's vectors
 JUDGED_QUERIES = queries()[:6]
+CPU_TREE = Path("/sys/fs/cgroup/cpu")  # of control groups of version 1
 DOCUMENTS = 24
 
 Fill = Callable[..., "QdrantClient"]
@@ -115,3 +116,14 @@ def own_environment(folder: Path) -> Iterator[None]:
         patch.setenv("MORGAN_RUNTIME_DIR", runtime)
         yield
     shutil.rmtree(runtime)
+
+
+@pytest.fixture
+def real_group() -> Iterator[Path]:
+    """A control group of a test's own in the v1 tree: set up before what is put into it starts, removed after it."""
+    if not os.access(CPU_TREE, os.W_OK) or not (CPU_TREE / "cpu.shares").exists():
+        pytest.skip("no v1 tree of control groups that may be written")
+    folder = CPU_TREE / f"morgan-test-{os.getpid()}"
+    folder.mkdir()
+    yield folder
+    folder.rmdir()

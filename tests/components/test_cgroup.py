@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from morgan.background.supervisor.cgroup import Place, WorkerGroup, in_force, places
+from tests.conftest import CPU_TREE
 
 MOUNTS = """\
 cgroup /sys/fs/cgroup/cpu cgroup rw,relatime,cpu,cpuacct 0 0
 cgroup /sys/fs/cgroup/memory cgroup rw,relatime,memory 0 0
 cgroup2 /sys/fs/cgroup/unified cgroup2 rw,relatime 0 0
 """
-CPU_TREE, V2_TREE = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup/unified")
+V2_TREE = Path("/sys/fs/cgroup/unified")
 
 
 def test_the_own_group_is_found_in_both_trees_and_the_better_one_is_first() -> None:
@@ -31,17 +31,6 @@ def test_the_own_group_is_found_in_both_trees_and_the_better_one_is_first() -> N
 def test_the_root_of_a_tree_is_nobodys() -> None:
     assert places("4:cpu,cpuacct:/\n0::/\n", MOUNTS) == []
     assert places("0::/a\n", "") == []
-
-
-@pytest.fixture
-def real_group() -> Iterator[Path]:
-    """A group of this test's own in the v1 tree."""
-    if not os.access(CPU_TREE, os.W_OK) or not (CPU_TREE / "cpu.shares").exists():
-        pytest.skip("no v1 tree of control groups that may be written")
-    folder = CPU_TREE / f"morgan-test-{os.getpid()}"
-    folder.mkdir()
-    yield folder
-    folder.rmdir()
 
 
 def test_a_worker_joins_a_real_group_and_the_group_goes_with_it(real_group: Path) -> None:

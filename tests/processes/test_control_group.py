@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from tests.processes.conftest import some_documents
 from tests.processes.daemons import NO_MODEL, Daemon
 
 MakeDaemon = Callable[[Mapping[str, str]], Daemon]
-CPU_TREE = Path("/sys/fs/cgroup/cpu")
 QUOTA_CPUS, PERIOD_US = 0.2, 100_000
 ORPHANS_S = 30.0  # far more than the kernel needs, for a machine under load
 
@@ -26,17 +25,6 @@ SITE = """
 import os, pathlib
 pathlib.Path(os.environ["TEST_GROUP"], "cgroup.procs").write_text(str(os.getpid()))
 """
-
-
-@pytest.fixture
-def real_group() -> Iterator[Path]:
-    """A group of this test's own in the v1 tree; it is set up before a daemon is, and removed after it."""
-    if not os.access(CPU_TREE, os.W_OK) or not (CPU_TREE / "cpu.shares").exists():
-        pytest.skip("no v1 tree of control groups that may be written")
-    folder = CPU_TREE / f"morgan-test-{os.getpid()}"
-    folder.mkdir()
-    yield folder
-    folder.rmdir()
 
 
 @pytest.fixture
