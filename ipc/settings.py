@@ -96,4 +96,5 @@ class WorkerSettings(Settings, frozen=True):
     tuning: TuningSettings = TuningSettings()
     scroll_size: int = 64  # points per step of a re-index: a checkpoint about every few seconds on one core
     grace_s: float = 10.0
+    rebuild_folder: str = ""  # what a rebuild on a server must know after the swap; "": in memory alone
     retention_s: float = 7 * 86400.0  # for so long the version before a swap is kept for a roll-back

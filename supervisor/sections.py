@@ -195,6 +195,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             rerank=RerankSettings(**msgspec.structs.asdict(reranker)),
             gate=GateSettings(**msgspec.structs.asdict(self.gate)),
             tuning=TuningSettings(**msgspec.structs.asdict(self.tuning)),
+            rebuild_folder=str(self.state_dir() / "rebuilds"),
             retention_s=self.reindex.retention_hours * 3600,
             grace_s=self.service.grace_s,
         )

@@ -12,7 +12,7 @@ import msgspec
 from ..ipc import calls
 from ..ipc.checks import check_collection, check_limit
 from ..ipc.commands import PointsChanged
-from ..ipc.errors import InvalidArgument, MorganError, SwapImpossible
+from ..ipc.errors import InvalidArgument, MorganError, StoreUnavailable, SwapImpossible
 from ..ipc.messages import Failure
 from ..ipc.query import scope_of
 from ..ipc.records import ComputedResult, IndexInfo, Point, QueryJob
@@ -254,15 +254,23 @@ class OwnerService:
             if touched is None or touched.ids or touched.is_whole:
                 return 0
         names = changes.names_of(store.info(call.old))
-        store.swap(call.old, call.new, kept_as=call.kept_as, rename_to=check_collection(call.rename_to))
-        self._watches.end(call.old)
-        self._serving.forget()
-        self._changed(changes.anything((*names, call.new), is_soft=True))
+        try:
+            store.swap(call.old, call.new, kept_as=call.kept_as, rename_to=check_collection(call.rename_to))
+        finally:  # an answer that was lost does not say that it was not done
+            self._watches.end(call.old)
+            self._serving.forget()
+            self._changed(changes.anything((*names, call.new), is_soft=True))
         return 1
 
     def _roll_back(self, call: calls.RollBack) -> calls.RolledBack:
         until_at = time.time() + self._settings.retention_s
-        done = roll_back(self._store, call.collection, is_forced=call.is_forced, until_at=until_at)
+        names = changes.names_of(self._store.info(call.collection))
+        try:
+            done = roll_back(self._store, call.collection, is_forced=call.is_forced, until_at=until_at)
+        except StoreUnavailable:  # it may be done all the same
+            self._serving.forget()
+            self._changed(changes.anything(names))
+            raise
         self._serving.forget()
         self._changed(changes.anything((*changes.names_of(done.served), done.kept.name)))
         return calls.RolledBack(served=done.served.name, kept=done.kept.name, kept_as=done.kept_as)

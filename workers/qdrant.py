@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 
@@ -24,11 +24,16 @@ from .names import (
     taken,
     vector_of,
 )
+from .retries import until_answered
 from .vectors import AS_KEY, COPIED_KEY, STAMP_KEY, Rewrite, Vectors
 from .versions import is_ours, serving_aliases
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+NOT_FOUND = 404
+BUSY = (408, 429)  # it ran out of its own time, or of what it lets one client do
+TRIES = 4  # of writing vectors of points that are deleted meanwhile
 
 
 def _reachable(method: Callable[P, T]) -> Callable[P, T]:
@@ -37,6 +42,7 @@ def _reachable(method: Callable[P, T]) -> Callable[P, T]:
     @wraps(method)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         import httpx
+        from qdrant_client.common.client_exceptions import ResourceExhaustedResponse
         from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
         where = getattr(args[0], "where", "the vector store")
@@ -46,8 +52,10 @@ def _reachable(method: Callable[P, T]) -> Callable[P, T]:
             raise StoreUnavailable(
                 f"Qdrant at {where} does not answer ({type(error).__name__}): check that it runs; tasks wait for it"
             ) from error
+        except ResourceExhaustedResponse as error:
+            raise StoreUnavailable(f"Qdrant at {where} has too much to do: tasks wait for it") from error
         except UnexpectedResponse as error:
-            if error.status_code is not None and error.status_code >= 500:
+            if error.status_code is not None and (error.status_code in BUSY or error.status_code >= 500):
                 raise StoreUnavailable(f"Qdrant at {where} answered with status {error.status_code}") from error
             if error.status_code in (401, 403):
                 raise InvalidArgument(f"Qdrant at {where} refused the API key: correct [store] api_key") from error
@@ -72,20 +80,35 @@ class QdrantStore:
 
     @_reachable
     def collections(self) -> list[CollectionInfo]:
-        return [self.info(one.name) for one in self._client.get_collections().collections]
+        names = [one.name for one in self._client.get_collections().collections]
+        aliases = self._aliases()
+        return [info for name in names if (info := self._info(name, aliases)) is not None]  # None: dropped since
 
     @_reachable
     def info(self, name: str) -> CollectionInfo:
-        aliases = {one.alias_name: one.collection_name for one in self._client.get_aliases().aliases}
-        real = aliases.get(name, name)
-        if not self._client.collection_exists(real):
+        aliases = self._aliases()
+        info = self._info(aliases.get(name, name), aliases)
+        if info is None:
             raise not_found(name, self._names())
-        described = self._client.get_collection(real)
+        return info
+
+    def _info(self, real: str, aliases: Mapping[str, str]) -> CollectionInfo | None:
+        """Return what a collection is, by its own name; None where there is none."""
+        from qdrant_client.http.exceptions import UnexpectedResponse
+
+        try:
+            described = self._client.get_collection(real)
+        except UnexpectedResponse as error:
+            if error.status_code != NOT_FOUND:
+                raise
+            return None
+        except ValueError:  # of the local mode
+            return None
         vectors = described.config.params.vectors
         vector_name = ""
         if isinstance(vectors, Mapping):  # named vectors: the configured one is chosen by the settings, else the first
             if not vectors:
-                raise InvalidArgument(f"{name!r} has no dense vectors")
+                raise InvalidArgument(f"{real!r} has no dense vectors")
             vector_name, vectors = next(iter(vectors.items()))
         return CollectionInfo(
             name=real,
@@ -126,36 +149,42 @@ class QdrantStore:
     @_reachable
     def set_alias(self, alias: str, name: str) -> None:
         real = self.info(name).name
-        if self._client.collection_exists(alias) and alias not in self._aliases():
+        if alias in {one.name for one in self._client.get_collections().collections}:
             raise taken(alias)
-        operations: list[Any] = []
-        if alias in self._aliases():
-            operations.append(_forget(alias))
-        operations.append(_point_alias(alias, real))
-        self._client.update_collection_aliases(change_aliases_operations=operations)  # one atomic request
+        # it takes the place of another of this name at once
+        self._client.update_collection_aliases(change_aliases_operations=[_point_alias(alias, real)])
 
     @_reachable
     def drop_alias(self, alias: str) -> None:
         if alias in self._aliases():
             self._client.update_collection_aliases(change_aliases_operations=[_forget(alias)])
 
-    @_reachable
     def swap(self, old: str, new: str, *, kept_as: str, rename_to: str) -> None:
-        """See VectorStore. One request, which Qdrant obeys as a whole."""
+        """See VectorStore. One request, within which nobody searches; asked for again where its answer is lost.
+
+        A server that refuses one of its actions, since a collection was dropped meanwhile, has obeyed those before it: so
+        the old version is kept first, and no name is ever forgotten before it means the new one.
+        """
+        until_answered(lambda: self._swap(old, new, kept_as))
+
+    @_reachable
+    def _swap(self, old: str, new: str, kept_as: str) -> None:
         before, after = self.info(old), self.info(new)
         served = serving_aliases(before)
+        if not served and kept_as in before.aliases and serving_aliases(after):
+            return  # it is done: the answer was lost
         if not served:
             raise SwapImpossible(
                 f"{old!r} is a collection and no alias: a Qdrant server cannot rename it, so its name cannot come to mean"
                 f" {new!r} without a gap. `morgan-background adopt-alias {old}` makes an alias of it (searches fail for"
                 " some milliseconds)"
             )
-        operations = [_forget(alias) for alias in (*served, *(one for one in after.aliases if is_ours(one)))]
-        operations += [_point_alias(alias, new) for alias in served] + [_point_alias(kept_as, old)]
+        operations = [_point_alias(kept_as, old)] + [_point_alias(alias, new) for alias in served]
+        operations += [_forget(alias) for alias in after.aliases if is_ours(alias)]
         self._client.update_collection_aliases(change_aliases_operations=operations)
 
-    def _aliases(self) -> set[str]:
-        return {one.alias_name for one in self._client.get_aliases().aliases}
+    def _aliases(self) -> dict[str, str]:
+        return {one.alias_name: one.collection_name for one in self._client.get_aliases().aliases}
 
     # --- points -------------------------------------------------------------------------------------------------------
 
@@ -251,17 +280,7 @@ class QdrantStore:
         ]
         if not fresh:
             return 0
-        named = info.vector_name
-        points = [
-            models.PointVectors(
-                id=one.id, vector={named: row_of(one.vector, info)} if named else row_of(one.vector, info)
-            )
-            for one, _ in fresh
-            if one.vector is not None
-        ]
-        if points:
-            unchanged = models.Filter(should=[_has_text(one, text) for one, text in fresh])
-            self._client.update_vectors(info.name, points=points, wait=True, update_filter=unchanged)
+        self._update_vectors(info, fresh)
         # after the vectors: a crash between the two leaves an old stamp, and the point is embedded once more
         self._client.batch_update_points(
             info.name,
@@ -274,6 +293,34 @@ class QdrantStore:
             wait=True,
         )
         return len(fresh)
+
+    def _update_vectors(self, info: CollectionInfo, fresh: Sequence[tuple[Rewrite, str]]) -> None:
+        """Write the vectors of points that still have their text. One that is gone fails a request for all: it is left out.
+
+        Raises StoreUnavailable where points come and go too fast for that.
+        """
+        from qdrant_client import models
+        from qdrant_client.http.exceptions import UnexpectedResponse
+
+        named, left = info.vector_name, [(one, text) for one, text in fresh if one.vector is not None]
+        for _ in range(TRIES):
+            points = []
+            for one, _text in left:
+                row = row_of(cast(Vectors, one.vector), info)
+                points.append(models.PointVectors(id=one.id, vector={named: row} if named else row))
+            if not points:
+                return
+            unchanged = models.Filter(should=[_has_text(one, text) for one, text in left])
+            try:
+                self._client.update_vectors(info.name, points=points, wait=True, update_filter=unchanged)
+            except (UnexpectedResponse, KeyError) as error:  # KeyError: of the local mode
+                if isinstance(error, UnexpectedResponse) and error.status_code != NOT_FOUND:
+                    raise
+                there = {point.id for point in self.fetch(info.name, [one.id for one, _ in left])}
+                left = [(one, text) for one, text in left if one.id in there]
+            else:
+                return
+        raise StoreUnavailable(f"points of {info.name!r} are deleted faster than they can be written: tasks wait")
 
     @_reachable
     def transfer(

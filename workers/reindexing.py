@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from ..ipc.errors import InvalidArgument
-from ..ipc.records import CollectionInfo
+from ..ipc.records import CollectionInfo, TaskProgress
 from .in_place import InPlace, refresh
 from .rollback import drop_expired
 from .shadow import Shadow, rebuild
@@ -43,6 +43,8 @@ def reindex(job: Job, tools: Tools) -> Steps:
         if info.points == 0:
             return Outcome(result=_empty(job), is_skipped=True)
         at = _begin(job, made_for, tools, (yield from planned(job, tools, info)))
+        if isinstance(at, InPlace) and at.is_adopting:  # once the first page is stamped, this is not seen again
+            yield Step(TaskProgress(done=0, total=info.points, note="adopting vectors"), msgspec.to_builtins(at))
     if isinstance(at, Shadow):
         return (yield from rebuild(job, tools, info, tools.maker, at))
     drop_expired(tools.store, tools.clock())

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..ipc.errors import InvalidArgument
+from ..ipc.errors import InvalidArgument, StoreUnavailable
 from ..ipc.records import CollectionInfo, Point
+from .retries import until_answered
 from .vectors import STAMP_KEY, VectorStore
 from .versions import base_of, expired, kept_alias, kept_versions, own_name
 
@@ -29,7 +30,7 @@ def roll_back(store: VectorStore, name: str, *, is_forced: bool, until_at: float
     """Serve the kept version of a collection again; the one served now is kept until `until_at` (Unix seconds).
 
     Raises InvalidArgument where none is kept, and, unless forced, where documents differ: what was written since the swap
-    is in the newer version alone.
+    is in the newer version alone. Raises StoreUnavailable where it is not known whether it was done.
     """
     now = store.info(name)
     base = base_of(name, now)
@@ -48,7 +49,17 @@ def roll_back(store: VectorStore, name: str, *, is_forced: bool, until_at: float
         )
     kept_as = kept_alias(base, until_at)
     rename_to = own_name(base, every)
-    store.swap(now.name, before.name, kept_as=kept_as, rename_to=rename_to)
+    try:
+        store.swap(now.name, before.name, kept_as=kept_as, rename_to=rename_to)
+        return until_answered(lambda: _ended(store, name, base, kept_as))
+    except StoreUnavailable as error:
+        raise StoreUnavailable(
+            f"whether {name!r} was rolled back is not known ({error}). Once the store answers, see which version is"
+            f" served (`morgan-background collections`) before you try again: if it is {before.name!r}, it was"
+        ) from error
+
+
+def _ended(store: VectorStore, name: str, base: str, kept_as: str) -> RolledBack:
     for stale in kept_versions(store.collections()):
         if stale.base == base and stale.alias != kept_as:
             store.drop_alias(stale.alias)

@@ -10,15 +10,13 @@ version as a whole.
 
 from __future__ import annotations
 
+import logging
 import time
-from array import array
 from collections.abc import Generator, Sequence
 from enum import StrEnum
 from typing import Any
 
 import msgspec
-import numpy as np
-import xxhash
 
 from ..ipc.errors import StoreUnavailable, TextFieldNotFound
 from ..ipc.records import CollectionInfo, Point, PointId, TaskProgress
@@ -27,14 +25,17 @@ from .chase import HOLD_S, Chase, Move, Round
 from .fingerprint import of_payload
 from .in_place import eta_s, no_text
 from .judging import compared
+from .known import KnownIds
 from .lending import Lending, build_index
 from .rollback import drop_expired, own_payload
 from .task import Job, Outcome, Step, Steps, Tools
 from .texts import Maker, note_fields, sort, text_of
 from .vectors import AS_KEY, COPIED_KEY, STAMP_KEY, Conditional, Rewrite
-from .versions import base_of, building_alias, kept_alias, kept_versions, next_version, own_name
+from .versions import base_of, building_alias, kept_alias, kept_versions, next_version, own_name, serving_aliases
 from .watches import Touched
 from .write_gate import NoGate
+
+log = logging.getLogger(__name__)
 
 COMPARED = 256  # points compared in one call
 FEW = 16  # touched points: with so few left the swap is tried, and they are copied without pauses
@@ -115,8 +116,17 @@ class _Rebuild:
         self.gate = tools.gate or NoGate(tools.store)
         self.field = tools.settings.model.text_field
         self.began_at, self.before_s, self.seen_before = tools.clock(), at.elapsed_s, at.seen
-        self.known = array("Q")  # words of the ids that the new version had when they were compared last
+        self._known: KnownIds | None = None
         self.slowed_to = 0.0  # points a second, now
+
+    @property
+    def known(self) -> KnownIds:
+        """What the new version had when they were compared last."""
+        if self._known is None:
+            is_kept = not self.gate.sees_every_write  # else nothing is left to settle
+            folder = self.tools.settings.rebuild_folder if is_kept else ""
+            self._known = KnownIds(folder, self.at.base)
+        return self._known
 
     # --- steps --------------------------------------------------------------------------------------------------------
 
@@ -137,12 +147,30 @@ class _Rebuild:
         """Look where an earlier attempt was left: it may have been killed just after the swap."""
         at = self.at
         collections = self.store.collections()
+        if (
+            at.phase is Phase.SWAP
+            and isinstance(self.store, Conditional)
+            and at.target in {i.name for i in collections}
+        ):
+            # A swap whose answer was lost may be on its way yet. Servers change aliases one request after the other.
+            self.store.set_alias(building_alias(at.base), at.target)
+            collections = self.store.collections()
         target = next((info for info in collections if info.name == at.target), None)
         if target is None:  # the new one was dropped by somebody
             at.phase = Phase.BEGIN
         elif at.base in target.aliases and at.phase is not Phase.DONE:
-            kept = next(kept for kept in kept_versions(collections) if kept.base == at.base)
-            at.source, at.kept_as, at.kept_until_at, at.phase = kept.collection, kept.alias, kept.until_at, Phase.SETTLE
+            at.phase = Phase.SETTLE
+            kept = next((kept for kept in kept_versions(collections) if kept.alias == at.kept_as), None)
+            if kept is None:  # rolled back and swapped again, or dropped, by somebody: nothing to bring over from
+                at.phase = Phase.DONE
+            else:
+                at.source = kept.collection
+                if not self.known.recall(at.kept_as) and not self.gate.sees_every_write:
+                    log.warning(
+                        "%s: which points %s had before the swap is not on the disk any more: new ones that were written to"
+                        " %s in the moment before it stay there",
+                        *(at.base, at.target, at.source),
+                    )
 
     def begin(self, info: CollectionInfo) -> Generator[Step, None, None]:
         """Make the next version, empty. Watched from before its first point on: no write is missed."""
@@ -170,7 +198,8 @@ class _Rebuild:
         at, store = self.at, self.store
         for info in store.collections():
             is_unnamed = not info.aliases and info.points == 0 and info.name.startswith(f"{at.base}__v")
-            if building_alias(at.base) in info.aliases or (is_unnamed and info.name != at.source):
+            is_left = building_alias(at.base) in info.aliases and not serving_aliases(info)
+            if is_left or (is_unnamed and info.name != at.source):
                 store.drop(info.name)
 
     def build(self) -> Generator[Step, None, None]:
@@ -286,6 +315,7 @@ class _Rebuild:
 
     def _catch(self, touched: Touched, *, is_paced: bool) -> None:
         self._again(touched.ids, is_paced=is_paced)
+        self.known.copied(touched.ids)
         self.at.seq = touched.seq
 
     def _is_swapped(self, rename_to: str) -> bool:
@@ -326,6 +356,8 @@ class _Rebuild:
         for kept in kept_versions(self.store.collections()):  # one way back is kept, not a copy for each rebuild
             if kept.base == at.base and kept.collection not in (at.source, at.target):
                 self.store.drop(kept.collection)
+        self.store.drop_alias(building_alias(at.base))  # which `find_again` may have made
+        self.known.discard()
         self.tools.reached("settled")
         at.phase = Phase.DONE
         yield self.step("settled")
@@ -399,7 +431,7 @@ class _Rebuild:
     def _compare(self) -> Generator[Step, None, int]:
         """Copy every point that differs, delete those that are gone; return how many there were."""
         at, found, after = self.at, 0, None
-        self.known = array("Q")
+        self.known.begin()
         while True:
             self.tools.pace()
             points, after = self.store.scroll(at.source, after=after, limit=COMPARED)
@@ -415,11 +447,12 @@ class _Rebuild:
             points, after = self.store.scroll(at.target, after=after, limit=COMPARED)
             there = {one.id for one in self.store.fetch(at.source, [point.id for point in points])}
             gone = [point.id for point in points if point.id not in there]
-            self.known.extend(_word(one) for one in there)
+            self.known.compared(there)
             self._again(gone, is_paced=True)
             found += len(gone)
             yield self.step("comparing both versions")
             if after is None:
+                self.known.end(at.kept_as)
                 return found
 
     def _settle_once(self, store: Conditional) -> Generator[Step, None, int]:
@@ -430,16 +463,17 @@ class _Rebuild:
         where the old one was changed just before it.
         """
         at, found, after = self.at, 0, None
-        known = np.sort(np.frombuffer(self.known, dtype=np.uint64)) if self.known else None
         while True:
             points, after = self.store.scroll(at.source, after=after, limit=COMPARED)
             copies = {one.id: one for one in self.store.fetch(at.target, [point.id for point in points])}
-            fresh = [p for p in points if p.id not in copies and known is not None and not _is_among(known, p.id)]
+            unknown = set(self.known.unknown([point.id for point in points if point.id not in copies]))
+            fresh = [point for point in points if point.id in unknown]
             late = [p for p in points if (copy := copies.get(p.id)) and self._is_late(p, copy)]
             for some, is_new in ((fresh, True), (late, False)):
                 if some:
                     rewrites, bare = self._rewrites(some, is_paced=True)
                     store.transfer_if(at.source, at.target, rewrites, bare, mark=at.target, is_new=is_new)
+                    self.known.copied([point.id for point in some])
             found += len(fresh) + len(late)
             yield self.step("bringing over the last writes")
             if after is None:
@@ -450,8 +484,7 @@ class _Rebuild:
             there = {one.id for one in self.store.fetch(at.source, copied)}
             if gone := [one for one in copied if one not in there]:
                 store.delete_if(at.target, gone, mark=at.target)
-                words = {_word(one) for one in gone}  # written again to the old version, they are new ones
-                self.known = array("Q", (word for word in self.known if word not in words))
+                self.known.gone(gone)
             found += len(gone)
             yield self.step("bringing over the last writes")
             if after is None:
@@ -521,14 +554,3 @@ class _Rebuild:
             before_score=before,
             after_score=after,
         )
-
-
-def _word(one: PointId) -> int:
-    """Return 64 bits of an id: two of one word are taken for one point, at 10^7 points with a chance of 3 in 10^6."""
-    return one if isinstance(one, int) else xxhash.xxh3_64_intdigest(one.encode())
-
-
-def _is_among(words: np.ndarray[Any, np.dtype[np.uint64]], one: PointId) -> bool:
-    word = np.uint64(_word(one))
-    place = int(np.searchsorted(words, word))
-    return place < len(words) and bool(words[place] == word)

@@ -2,6 +2,7 @@
 
     docs ──alias──▶ docs__v2                                    what applications search and write
     docs__building ──alias──▶ docs__v3                          a shadow that is not served yet
+    docs__adopting ──alias──▶ docs__v1                          a whole copy of a collection named docs, which is deleted now
     docs__kept_until_20261206T031158Z ──alias──▶ docs__v1       what `roll-back docs` goes back to, and until when
 
 All of it is kept as aliases in the vector store itself: a swap moves them in one atomic request, so that no other record
@@ -31,9 +32,13 @@ def building_alias(base: str) -> str:
     return f"{base}__building"
 
 
+def adopting_alias(base: str) -> str:
+    return f"{base}__adopting"
+
+
 def is_ours(alias: str) -> bool:
-    """Say whether an alias is one of the two above: no application searches through it."""
-    return _KEPT.fullmatch(alias) is not None or alias.endswith("__building")
+    """Say whether an alias is one of the three above: no application searches through it."""
+    return _KEPT.fullmatch(alias) is not None or alias.endswith(("__building", "__adopting"))
 
 
 def serving_aliases(info: CollectionInfo) -> tuple[str, ...]:

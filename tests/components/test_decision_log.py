@@ -32,7 +32,7 @@ class Clock:
     """What kernel, psutil and the monotonic clock say: a fake of them, since a day has to pass."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.at_s, self.cpu_percent = time.monotonic(), 0.0
+        self.at_s, self.cpu_percent = float(int(time.monotonic())), 0.0  # whole seconds: their sums are exact
         monkeypatch.setattr(KernelCpus, "busy", lambda _, usable, elapsed_s: len(usable) * self.cpu_percent / 100)
         monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(percent=30.0))
         monkeypatch.setattr(psutil, "sensors_battery", lambda: None)

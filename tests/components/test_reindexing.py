@@ -204,3 +204,27 @@ def test_points_without_a_text_are_counted_and_left_as_they_are(tools: Tools) ->
     found = run(tools)
     assert (found["documents_without_text"], found["documents_embedded"]) == (2, 20)
     assert {tuple(point.payload) for point in tools.store.fetch("c", [1, 2])} == {("text",), ()}
+
+
+def test_an_adoption_cut_off_in_its_first_page_goes_on_adopting(tools: Tools) -> None:
+    """Its stamps are on some pages then, as a plain re-index leaves them: nothing but the checkpoint says what was decided."""
+    texts = list(TITLES.values())
+    rows = zip(TITLES, texts, tools.embedder.inner.embed(texts), strict=True)
+    tools.store.upsert("c", [Point(id=i, payload={"text": t}, vector=v.tobytes()) for i, t, v in rows])
+    checkpoints: list[Step] = []
+    rewrite = tools.store.rewrite
+
+    def cut(name: str, rewrites: Sequence[Any]) -> int:
+        rewrite(name, rewrites)
+        raise KeyboardInterrupt
+
+    def on_step(step: Step) -> Verdict:
+        checkpoints.append(step)
+        return Verdict.GO_ON
+
+    tools.store.rewrite = cut
+    with pytest.raises(KeyboardInterrupt):
+        drive(reindex(Job("t", TaskType.REINDEX, "c"), tools), on_step)
+    tools.store.rewrite = rewrite
+    ended = resume(tools, next(step for step in reversed(checkpoints) if step.checkpoint is not None))
+    assert (ended["documents_unchanged"], ended["documents_adopted"], ended["documents_embedded"]) == (8, 12, 0)
