@@ -341,8 +341,17 @@ class Core:
         self.ended(record, now, event, spent)
         if record is not None and record.task_type is not PING:
             self.problems.pop("vector store", None)
+            if record.result and "reranker_problem" in record.result and not event.is_skipped:
+                self.reranked(record.result["reranker_problem"])
             if not record.params.get("dry_run") and self._freshness.completed(record, now):
                 self._refresh(now)
+
+    def reranked(self, problem: str | None) -> None:
+        """Show in the status why results keep the vector search's order; None: the reranker works."""
+        if problem:
+            self.problems["reranker"] = f"{problem}; results keep the vector search's order"
+        else:
+            self.problems.pop("reranker", None)
 
     def _progressed(self, worker: Worker, event: Progress, now: float) -> None:
         self.changed(self.queue.progress(event.task_id, event.attempt, event.progress, now))

@@ -444,12 +444,22 @@ def test_a_database_that_does_not_answer_leaves_the_task_queued(config: Config) 
         client.close()
 
 
-def test_a_reranking_service_that_fails_fails_the_task_and_nothing_else(client: QdrantClient, config: Config) -> None:
+def test_where_a_reranking_service_fails_results_keep_the_vector_searchs_order_and_all_reports_say_so(
+    client: QdrantClient, config: Config
+) -> None:
     with closing(InlineLane(client, Broken(), config=config)) as lane:
         executor, cache = BackgroundTaskExecutor(lane=lane), PrecomputedSearchCache(lane=lane)
-        failed = executor.execute_task_now("warm", "docs", force=True, params={"queries": [QUERY]})
-        assert failed.status is TaskStatus.FAILED
-        assert "the reranking service is down" in (failed.error_message or "")
+        executor.execute_task_now("warm", "docs", force=True, params={"queries": [QUERY]})
+        (task,) = tasks_of(lane)
+        assert task.status is TaskStatus.COMPLETED
+        assert task.result is not None
+        assert (task.result["success"], task.result["reranked_count"], task.result["queries_not_reranked"]) == (
+            *(False, 0, 1),
+        )
+        assert "the reranking service is down" in task.result["error_message"]
+        held = lane.reader.get(QUERY, "docs")
+        assert held is not None
+        assert len(held.rerank_scores) == 0
         assert executor.execute_task_now("reindex", "docs", force=True).status is TaskStatus.COMPLETED
         result = cache.precompute_query_results(QUERY, "docs")
         assert result is not None

@@ -14,7 +14,7 @@ from typing import Protocol
 from ..ipc.commands import Command, Drain, Event, Failed, Finished, Leaving, Progress, Run, Stopped, StopTask
 from ..ipc.errors import MorganError
 from .pacing import Pacer
-from .task import Bare, Job, Outcome, Step, Steps, Tasks, Tools, Verdict, drive
+from .task import Bare, Interrupted, Job, Outcome, Step, Steps, Tasks, Tools, Verdict, drive
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +38,6 @@ class Port(Protocol):
 
 
 MakeTools = Callable[[Callable[[], None]], Tools]
-
-
-class Interrupted(Exception):
-    """The task was told to stop while it waited for CPU budget in the middle of a step; the step is run again later."""
 
 
 class TaskWorker:

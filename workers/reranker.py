@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,15 @@ from .batches import SubBatches
 from .bm25 import bm25
 from .fingerprint import fingerprint
 from .models import quietly_load, torch_threads
+from .scoring import Question
 from .task import Embedder, Floats, Reranker
 from .vectors import Vectors
 
 TOKEN_CACHE_BYTES = 256 * 1024 * 1024  # of float16 token vectors: about 1,500 documents of 250 tokens
-CROSS_ENCODER_BATCH = 8
+TEXTS_AT_ONCE = 200  # whose token vectors are computed together: 77 MB of float32 at 250 tokens
+CROSS_ENCODER_BATCH = 32  # pairs, at most; how many is found at run time (batches.py)
+PREDICT_PAIRS = 64  # handed to an application's `predict` at once, then `pace` is asked
+LOAD_AGAIN_S = 60.0  # after a load that failed: it takes seconds, and each query would wait for it in vain
 
 
 class CrossEncoderReranker:
@@ -28,17 +32,26 @@ class CrossEncoderReranker:
     def __init__(self, name: str, device: str = "cpu", threads: int = 1) -> None:
         self._name, self._device, self._threads = name, device, threads
         self.batches = SubBatches(CROSS_ENCODER_BATCH)
+        self._loaded: Any = None
+        self._refused, self._again_at = "", 0.0
 
     @property
     def name(self) -> str:
         return self._name
 
     def load(self) -> None:
-        """Load the weights now. Raises ModelUnavailable."""
-        _ = self._model
+        """Load the weights now. Raises ModelUnavailable, for LOAD_AGAIN_S without trying."""
+        if self._loaded is not None:
+            return
+        if self._refused and time.monotonic() < self._again_at:
+            raise ModelUnavailable(self._refused)
+        try:
+            self._loaded = self._load()
+        except ModelUnavailable as error:
+            self._refused, self._again_at = str(error), time.monotonic() + LOAD_AGAIN_S
+            raise
 
-    @cached_property
-    def _model(self) -> Any:
+    def _load(self) -> Any:
         def load(target: str, is_folder: bool) -> Any:
             from sentence_transformers import CrossEncoder
 
@@ -54,14 +67,28 @@ class CrossEncoderReranker:
     def score(
         self, query: str, texts: Sequence[str], dense_scores: Floats, *, pace: Callable[[], None] | None = None
     ) -> Floats:
-        model, scores = self._model, np.empty(len(texts), dtype=np.float32)
-        for rows in self.batches.rows([len(text) for text in texts], is_paced=pace is not None):
-            pairs = [(query, texts[row]) for row in rows]
+        (scores,) = self.score_many([Question(query, texts, dense_scores)], pace=pace)
+        return scores
+
+    def score_many(self, questions: Sequence[Question], *, pace: Callable[[], None] | None = None) -> list[Floats]:
+        """See ManyReranker. Pairs of several queries share batches, sorted by length: little of one is padding."""
+        self.load()
+        pairs = [(question.query, text) for question in questions for text in question.texts]
+        scores = np.empty(len(pairs), dtype=np.float32)
+        lengths = [len(query) + len(text) for query, text in pairs]
+        for rows in self.batches.rows(lengths, is_paced=pace is not None):
             with torch_threads(self._threads):
-                scores[rows] = model.predict(pairs, batch_size=len(rows), show_progress_bar=False)
+                scores[rows] = self._loaded.predict(
+                    [pairs[row] for row in rows], batch_size=len(rows), show_progress_bar=False
+                )
             if pace is not None:
                 pace()
-        return scores
+        return split(scores, [len(question.texts) for question in questions])
+
+
+def split(scores: Floats, counts: Sequence[int]) -> list[Floats]:
+    """Cut scores of shape (sum of counts,) into pieces of these lengths."""
+    return np.split(scores, np.cumsum(counts)[:-1]) if counts else []
 
 
 class LateInteractionReranker:
@@ -83,30 +110,61 @@ class LateInteractionReranker:
     def score(
         self, query: str, texts: Sequence[str], dense_scores: Floats, *, pace: Callable[[], None] | None = None
     ) -> Floats:
-        if not texts:
-            return np.empty(0, dtype=np.float32)
-        (query_tokens,) = self._embedder.token_vectors([query])
-        similarity = max_sims(query_tokens, self._document_tokens(texts, pace))
-        fused = (
-            z_scores(similarity) + z_scores(np.asarray(dense_scores, dtype=np.float32)) + z_scores(bm25(query, texts))
-        )
-        return fused.astype(np.float32)
+        (scores,) = self.score_many([Question(query, texts, dense_scores)], pace=pace)
+        return scores
 
-    def _document_tokens(self, texts: Sequence[str], pace: Callable[[], None] | None) -> list[Vectors]:
-        keys = [fingerprint(text) for text in texts]
-        missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._tokens}
+    def score_many(self, questions: Sequence[Question], *, pace: Callable[[], None] | None = None) -> list[Floats]:
+        """See ManyReranker. The queries' tokens are computed together, and those of all documents that are not kept."""
+        scores: list[Floats] = []
+        for group in in_groups(questions, TEXTS_AT_ONCE):
+            queries = self._embedder.token_vectors([question.query for question in group])
+            known = self._document_tokens([text for question in group for text in question.texts], pace)
+            scores += [_fused(one, tokens, known) for one, tokens in zip(group, queries, strict=True)]
+        return scores
+
+    def _document_tokens(self, texts: Sequence[str], pace: Callable[[], None] | None) -> dict[str, Any]:
+        """Return the token vectors of each text by its fingerprint, float16."""
+        wanted = {fingerprint(text): text for text in texts}
+        missing = {key: text for key, text in wanted.items() if key not in self._tokens}
         computed = self._embedder.token_vectors(list(missing.values()), pace=pace)
         fresh = {key: tokens.astype(np.float16) for key, tokens in zip(missing, computed, strict=True)}
-        found = [(fresh[key] if key in fresh else self._tokens[key]).astype(np.float32) for key in keys]
+        found = {key: fresh[key] if key in fresh else self._tokens[key] for key in wanted}
         for key, tokens in fresh.items():
             self._tokens[key] = tokens
             self._bytes += tokens.nbytes
-        for key in keys:
+        for key in wanted:
             self._tokens.move_to_end(key)
         while self._bytes > TOKEN_CACHE_BYTES:
             _, dropped = self._tokens.popitem(last=False)
             self._bytes -= dropped.nbytes
         return found
+
+
+def in_groups(questions: Sequence[Question], texts: int) -> Iterator[list[Question]]:
+    """Yield the questions in order, in groups with at most so many texts, or of one question."""
+    group: list[Question] = []
+    count = 0
+    for question in questions:
+        if group and count + len(question.texts) > texts:
+            yield group
+            group, count = [], 0
+        group.append(question)
+        count += len(question.texts)
+    if group:
+        yield group
+
+
+def _fused(question: Question, query_tokens: Vectors, known: Mapping[str, Any]) -> Floats:
+    if not question.texts:
+        return np.empty(0, dtype=np.float32)
+    documents = [known[fingerprint(text)].astype(np.float32) for text in question.texts]
+    parts = (
+        max_sims(query_tokens, documents),
+        np.asarray(question.dense, dtype=np.float32),
+        bm25(question.query, question.texts),
+    )
+    fused: Floats = np.sum([z_scores(part) for part in parts], axis=0, dtype=np.float32)
+    return fused
 
 
 def max_sim(query_tokens: Vectors, document_tokens: Vectors) -> float:
@@ -136,16 +194,10 @@ def z_scores(values: Floats) -> Floats:
 
 
 class LiveReranker:
-    """A reranking object of the application's, called by what it offers: rerank, rank or predict."""
+    """A reranking object of the application's with rerank(query, documents) or rank(query, documents)."""
 
-    def __init__(self, service: Any) -> None:
-        self._service = service
-        self._method = next((m for m in ("rerank", "rank", "predict") if callable(getattr(service, m, None))), None)
-        if self._method is None:
-            raise InvalidArgument(
-                f"{type(service).__name__} has none of rerank(query, documents), rank(query, documents),"
-                " predict(pairs): a reranking service needs one of them"
-            )
+    def __init__(self, service: Any, method: str) -> None:
+        self._service, self._ask = service, getattr(service, method)
 
     @property
     def name(self) -> str:
@@ -154,13 +206,31 @@ class LiveReranker:
     def score(
         self, query: str, texts: Sequence[str], dense_scores: Floats, *, pace: Callable[[], None] | None = None
     ) -> Floats:
-        if self._method == "predict":
-            answer = self._service.predict([(query, text) for text in texts])
-        else:
-            answer = getattr(self._service, str(self._method))(query, list(texts))
+        scores = scores_of(self._ask(query, list(texts)), len(texts))
         if pace is not None:
             pace()
-        return scores_of(answer, len(texts))
+        return scores
+
+
+class LivePairs(LiveReranker):
+    """One with predict(pairs), such as a CrossEncoder: it gets pairs of several queries at once."""
+
+    def score(
+        self, query: str, texts: Sequence[str], dense_scores: Floats, *, pace: Callable[[], None] | None = None
+    ) -> Floats:
+        (scores,) = self.score_many([Question(query, texts, dense_scores)], pace=pace)
+        return scores
+
+    def score_many(self, questions: Sequence[Question], *, pace: Callable[[], None] | None = None) -> list[Floats]:
+        """See ManyReranker."""
+        pairs = [(question.query, text) for question in questions for text in question.texts]
+        scores = np.empty(len(pairs), dtype=np.float32)
+        for start in range(0, len(pairs), PREDICT_PAIRS):
+            some = pairs[start : start + PREDICT_PAIRS]
+            scores[start : start + len(some)] = scores_of(self._ask(some), len(some))
+            if pace is not None:
+                pace()
+        return split(scores, [len(question.texts) for question in questions])
 
 
 def scores_of(answer: Any, count: int) -> Floats:
@@ -176,18 +246,22 @@ def scores_of(answer: Any, count: int) -> Floats:
             f"the reranking service answered with {repr(answer)[:80]}: return a score for each document"
         )
     rows = answer.tolist() if hasattr(answer, "tolist") else list(answer)
-    if len(rows) == count and all(isinstance(row, int | float | np.number) for row in rows):
-        return np.asarray(rows, dtype=np.float32)
-    scores = np.full(count, np.nan, dtype=np.float32)
+    if rows and all(isinstance(row, int | float | np.number) for row in rows):
+        if len(rows) != count:
+            raise InvalidArgument(f"the reranking service gave {len(rows)} scores for {count} documents")
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity, which is refused later
+            return np.asarray(rows, dtype=np.float32)
+    scores, is_scored = np.zeros(count, dtype=np.float32), np.zeros(count, dtype=bool)
     for row in rows:
         index, score = _index_and_score(row)
         if not 0 <= index < count:
             raise InvalidArgument(f"the reranking service named document {index} of {count}")
-        scores[index] = score
-    if np.isnan(scores).all() and count:
+        scores[index], is_scored[index] = score, True
+    if count and not is_scored.any():
         raise InvalidArgument("the reranking service scored no document")
-    floor = np.nanmin(scores) - 1 if count else 0.0
-    return np.where(np.isnan(scores), floor, scores).astype(np.float32)
+    if not is_scored.all():
+        scores[~is_scored] = scores[is_scored].min() - 1
+    return scores
 
 
 def _index_and_score(row: Any) -> tuple[int, float]:
@@ -212,7 +286,15 @@ def as_reranker(service: Any) -> Reranker:
     if callable(getattr(service, "score", None)) and isinstance(getattr(service, "name", None), str):
         reranker: Reranker = service
         return reranker
-    return LiveReranker(service)
+    methods = [name for name in ("rerank", "rank", "predict") if callable(getattr(service, name, None))]
+    if not methods:
+        raise InvalidArgument(
+            f"{type(service).__name__} has none of rerank(query, documents), rank(query, documents),"
+            " predict(pairs): a reranking service needs one of them"
+        )
+    # a CrossEncoder's `rank` is its `predict`, a query at a time
+    is_pairs = methods == ["predict"] or type(service).__module__.startswith("sentence_transformers")
+    return LivePairs(service, "predict") if is_pairs else LiveReranker(service, methods[0])
 
 
 def make_reranker(settings: RerankSettings, embedder: Embedder) -> Reranker:

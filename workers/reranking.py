@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import msgspec
 from msgspec.structs import replace
 
-from ..ipc.records import Hit, QueryJob, TaskProgress
-from .checking import AT_ONCE, outdated
+from ..ipc.records import ComputedResult, Hit, QueryJob, TaskProgress
+from .checking import AT_ONCE, outdated, still_holds
 from .fingerprint import fingerprint
 from .in_place import eta_s
 from .quality import is_judged, ndcg
@@ -16,7 +16,8 @@ from .search import K, compute
 from .sizes import check_size
 from .task import Job, Outcome, Step, Steps, Tools
 
-QUERIES_PER_STEP = 4  # a step of some seconds on one core: 50 candidates of 250 tokens each
+STEP_S = 2.0  # of a step: so soon a result is published, and so much is done again after a crash
+MOST_AT_ONCE = 32  # queries of a step: their pairs fill a reranker's batches many times over
 
 
 class Checkpoint(msgspec.Struct):
@@ -33,6 +34,9 @@ class Checkpoint(msgspec.Struct):
     after_sum: float = 0.0
     cost_s: float = 0.0  # CPU seconds of the queries
     elapsed_s: float = 0.0
+    unreranked: int = 0  # queries whose candidates the reranker could not score
+    kept: int = 0  # of these, those whose earlier result is reranked, still holds, and stays
+    problem: str = ""  # why, of the last of them
 
 
 def rerank(job: Job, tools: Tools) -> Steps:
@@ -45,44 +49,78 @@ def rerank(job: Job, tools: Tools) -> Steps:
         return Outcome(result=_result(job, at, tools) | {"reason": reason}, is_skipped=True)
     check_size(info, tools.searching(job.collection))
     began_at, elapsed_before_s, done_before = tools.clock(), at.elapsed_s, len(at.done)
-    settings = tools.settings.rerank
-    for start in range(0, len(todo), QUERIES_PER_STEP):
-        chunk = todo[start : start + QUERIES_PER_STEP]
-        results = []
-        for query, result, candidates in compute(
-            chunk,
-            job.collection,
-            tools,
-            limit=settings.top_k,
-            candidates=settings.candidates,
-            is_reranked=True,
-        ):
-            if result is None:
-                at.without_results += 1
-                continue
-            results.append(result)
-            at.cost_s += result.cost_s
-            if is_judged(query.judgments):
-                at.judged += 1
-                at.before_sum += ndcg(_ids(candidates)[: settings.top_k], query.judgments, K)
-                at.after_sum += ndcg(result.ids, query.judgments, K)
+    start, size = 0, 1  # one query first: its result is of use while the others are computed
+    while start < len(todo):
+        chunk = todo[start : start + size]
+        step_began_at = tools.clock()
+        results = _computed(chunk, job.collection, tools, at)
+        start += len(chunk)
+        size = next_size(size, tools.clock() - step_began_at)
         at.done += [fingerprint(query.text) for query in chunk]
         at.published += len(results)
         at.elapsed_s = elapsed_before_s + tools.clock() - began_at
-        left = len(todo) - start - len(chunk)
+        left = len(todo) - start
         progress = TaskProgress(
             done=len(at.done),
             total=len(at.done) + left,
             note="reranking queries",
             eta_s=eta_s(at.elapsed_s - elapsed_before_s, len(at.done) - done_before, left),
         )
-        yield Step(progress, msgspec.to_builtins(at), tuple(results))
+        yield Step(progress, msgspec.to_builtins(at), results)
     before, after = _means(at)
     return Outcome(
         result=_result(job, at, tools),
         metric=f"nDCG@{K}" if at.judged else None,
         before_score=before,
         after_score=after,
+    )
+
+
+def next_size(size: int, took_s: float) -> int:
+    """Return how many queries the next step takes, after one of `size` took so long. Pure."""
+    if took_s > 2 * STEP_S:
+        return max(size // 2, 1)
+    return min(2 * size, MOST_AT_ONCE) if took_s < STEP_S / 2 else size
+
+
+def _computed(chunk: Sequence[QueryJob], collection: str, tools: Tools, at: Checkpoint) -> tuple[ComputedResult, ...]:
+    """Compute the results of some queries, and add them to the sums."""
+    settings, results = tools.settings.rerank, []
+    problems: dict[str, str] = {}
+    for query, result, candidates in compute(
+        chunk,
+        collection,
+        tools,
+        limit=settings.top_k,
+        candidates=settings.candidates,
+        is_reranked=True,
+        told=lambda job, problem: problems.update({job.text: problem}),
+    ):
+        if result is None:
+            at.without_results += 1
+            continue
+        at.cost_s += result.cost_s
+        if query.text in problems:
+            at.unreranked += 1
+            at.problem = problems[query.text]
+            if _has_better(query, collection, candidates, tools):
+                at.kept += 1
+                continue
+        results.append(result)
+        if is_judged(query.judgments):
+            at.judged += 1
+            at.before_sum += ndcg(_ids(candidates)[: settings.top_k], query.judgments, K)
+            at.after_sum += ndcg(result.ids, query.judgments, K)
+    return tuple(results)
+
+
+def _has_better(query: QueryJob, collection: str, candidates: Sequence[Hit], tools: Tools) -> bool:
+    """Say whether the cache has a reranked result of a query that still holds: one that is not must not replace it."""
+    held = tools.cached(query.text, collection)
+    return (
+        held is not None
+        and len(held.rerank_scores) > 0
+        and still_holds(held, candidates, tools.settings.rerank.candidates, tools.settings.model.text_field)
     )
 
 
@@ -117,8 +155,9 @@ def _means(at: Checkpoint) -> tuple[float | None, float | None]:
 
 def _result(job: Job, at: Checkpoint, tools: Tools) -> dict[str, object]:
     before, after = _means(at)
+    reranked = at.published + at.kept - at.unreranked
     return {
-        "success": True,
+        "success": not at.unreranked or reranked > 0,
         "collection_name": job.collection,
         "queries_processed": len(at.done),
         "precomputed_count": at.published,
@@ -126,10 +165,15 @@ def _result(job: Job, at: Checkpoint, tools: Tools) -> dict[str, object]:
         "processing_time_seconds": at.elapsed_s,
         "cpu_seconds_per_query": at.cost_s / at.published if at.published else 0.0,
         "reranker": tools.reranker.name,
+        "reranked_count": reranked,
+        "queries_not_reranked": at.unreranked,
+        "reranker_problem": at.problem or None,
         "judged_queries": at.judged,
         "quality_metric": f"nDCG@{K}" if at.judged else None,
         "quality_before": before,
         "quality_after": after,
         "quality_improvement": None if before is None or after is None else after - before,
-        "error_message": None,
+        "error_message": f"{at.unreranked} results keep the vector search's order: {at.problem}"
+        if at.problem
+        else None,
     }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 from ..ipc.records import ComputedResult, Hit, QueryJob
 from ..ipc.settings import ModelSettings
 from .quality import is_judged, ndcg
+from .scoring import Question, score_each
 from .task import Floats, Tools
 from .vectors import STAMP_KEY
 
@@ -29,10 +30,12 @@ def compute(
     is_reranked: bool,
     query_filter: Mapping[str, Any] | None = None,
     scope: str = "",
+    told: Callable[[QueryJob, str], None] = lambda _job, _problem: None,
 ) -> Iterator[tuple[QueryJob, ComputedResult | None, Sequence[Hit]]]:
     """Yield for each job its result (None where nothing was found) and the candidates in the vector search's order.
 
-    The result has at most `limit` rows out of `candidates`; without `is_reranked` the vector search's order stands.
+    The result has at most `limit` rows out of `candidates`; without `is_reranked` the vector search's order stands. It
+    does as well where the reranker failed: the result then has no rerank scores, and `told` is given the reason.
     """
     if not jobs:
         return
@@ -43,10 +46,13 @@ def compute(
     hit_lists = tools.store.search(collection, vectors, limit=depth, query_filter=query_filter)
     as_of = tools.as_of()
     shared_s = (time.process_time() - cpu_before_s) / len(jobs)
-    for job, vector, hits in zip(jobs, vectors, hit_lists, strict=True):
+    scored = _scored(jobs, hit_lists, tools) if is_reranked else [Ranking()] * len(jobs)
+    for job, vector, hits, ranking in zip(jobs, vectors, hit_lists, scored, strict=True):
         cpu_before_s = time.process_time()
-        ranked = rerank_hits(job.text, hits, tools)[:limit] if is_reranked and hits else hits[:limit]
-        cost_s = shared_s + time.process_time() - cpu_before_s
+        if ranking.problem:
+            told(job, ranking.problem)
+        ranked = in_order(hits, ranking.scores)[:limit]
+        cost_s = shared_s + ranking.cost_s + time.process_time() - cpu_before_s
         result = None
         if ranked:
             result = msgspec.structs.replace(
@@ -69,20 +75,48 @@ def cutoff_of(hits: Sequence[Hit], depth: int, distance: str) -> float | None:
     return -hits[-1].score if distance in ("euclid", "manhattan") else hits[-1].score
 
 
-def rerank_hits(text: str, hits: Sequence[Hit], tools: Tools) -> list[Hit]:
-    """Return `hits` in the reranker's order, with its scores; equal scores keep the vector search's order."""
+class Ranking(NamedTuple):
+    """The reranker's scores of a query's hits (None: there are none), why there are none, and their CPU seconds."""
+
+    scores: Floats | None = None
+    problem: str = ""
+    cost_s: float = 0.0
+
+
+def _scored(jobs: Sequence[QueryJob], hit_lists: Sequence[Sequence[Hit]], tools: Tools) -> list[Ranking]:
+    """Rerank the hits of all jobs together. Its cost is each query's by the length of its texts."""
     field = tools.settings.model.text_field
+    asked = [row for row, hits in enumerate(hit_lists) if hits]
+    questions = [
+        Question(jobs[row].text, [_text(hit, field) for hit in hit_lists[row]], _higher_is_better(hit_lists[row]))
+        for row in asked
+    ]
+    cpu_before_s = time.process_time()
+    scored = score_each(tools.reranker, questions, tools.pace)
+    used_s = time.process_time() - cpu_before_s
+    lengths = [sum(map(len, question.texts)) + len(question.texts) for question in questions]
+    rankings = [Ranking()] * len(jobs)
+    for row, one, length in zip(asked, scored, lengths, strict=True):
+        rankings[row] = Ranking(one.scores, one.problem, used_s * length / sum(lengths))
+    return rankings
+
+
+def _higher_is_better(hits: Sequence[Hit]) -> Floats:
+    """Return the vector search's scores of hits that come best first: distances (euclid, manhattan) are negated."""
     dense = np.array([hit.score for hit in hits], dtype=np.float32)
-    if (
-        dense[0] < dense[-1]
-    ):  # distances (euclid, manhattan): hits come best first, and a reranker wants higher is better
-        dense = -dense
-    texts = [_text(hit, field) for hit in hits]
-    scores = tools.reranker.score(text, texts, dense, pace=tools.pace)
-    order = np.argsort(-scores, kind="stable")
+    return -dense if dense[0] < dense[-1] else dense
+
+
+def in_order(hits: Sequence[Hit], scores: Floats | None) -> Sequence[Hit]:
+    """Return `hits` in the reranker's order, with its scores; equal scores keep the vector search's order.
+
+    Without scores they stay as they are.
+    """
+    if scores is None:
+        return hits
     return [
         Hit(id=hits[row].id, score=hits[row].score, payload=hits[row].payload, rerank_score=float(scores[row]))
-        for row in order
+        for row in np.argsort(-scores, kind="stable")
     ]
 
 

@@ -27,6 +27,10 @@ from .write_gate import WriteGate
 Floats = npt.NDArray[np.float32]
 
 
+class Interrupted(Exception):
+    """The task was told to stop while it waited for CPU budget in the middle of a step; the step is run again later."""
+
+
 class Embedder(Protocol):
     """Turns texts into vectors. Loading is late: the first call may take seconds."""
 

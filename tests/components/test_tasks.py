@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import date
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 from qdrant_client import QdrantClient
 
+from morgan.background.ipc.reader import ResultReader
 from morgan.background.ipc.records import ComputedResult, Point, QueryJob, TaskType
 from morgan.background.ipc.settings import RerankSettings, WorkerSettings
+from morgan.background.ipc.store import ResultStore
 from morgan.background.workers.models import SentenceTransformerEmbedder
 from morgan.background.workers.qdrant import QdrantStore
 from morgan.background.workers.reranker import LateInteractionReranker, as_reranker
@@ -140,7 +143,7 @@ def test_a_paused_task_does_each_query_once_though_it_is_handed_others_later(kin
     left = tuple(query for query in QUERIES if query.text not in done)  # a warm task is not handed what is cached
     for handed in (left, (*reversed(QUERIES),)):
         ended, later = run(kind, tools, handed, checkpoint)
-        assert [result.query_text for step in later for result in step.results] == [query.text for query in left]
+        assert sorted(result.query_text for step in later for result in step.results) == sorted(q.text for q in left)
         assert isinstance(ended, Outcome)
         assert (ended.is_skipped, ended.result["precomputed_count"]) == (False, 5)
 
@@ -149,6 +152,53 @@ def test_a_task_whose_queries_were_all_done_before_it_was_stopped_completes(tool
     _, steps = run(TaskType.WARM, tools, QUERIES)
     ended = finished(TaskType.WARM, tools, (), steps[-1].checkpoint)
     assert (ended.is_skipped, ended.result["precomputed_count"]) == (False, 5)
+
+
+def test_the_first_result_comes_alone_and_the_others_together(tools: Tools) -> None:
+    _, steps = run(TaskType.RERANK, tools, QUERIES)
+    assert [len(step.results) for step in steps] == [1, 2, 2]
+
+
+def test_a_query_that_cannot_be_reranked_keeps_the_vector_searchs_order_and_the_others_do_not(tools: Tools) -> None:
+    def rerank(query: str, texts: list[str]) -> list[float]:
+        return [float("nan")] * len(texts) if "copper" in query else [float(len(text)) for text in texts]
+
+    mixed = replace(tools, reranker=as_reranker(SimpleNamespace(rerank=rerank)))
+    ended, steps = run(TaskType.RERANK, mixed, QUERIES)
+    assert isinstance(ended, Outcome)
+    found = {result.query_text: result for step in steps for result in step.results}
+    assert {text for text, result in found.items() if not result.rerank_scores} == {"copper"}
+    assert (np.diff(np.frombuffer(found["copper"].scores, "<f4")) <= 0).all()
+    wanted = {"success": True, "precomputed_count": 5, "reranked_count": 4, "queries_not_reranked": 1}
+    assert {key: ended.result[key] for key in wanted} == wanted
+    assert "NaN" in ended.result["reranker_problem"]
+    assert ended.result["error_message"].startswith("1 results keep the vector search's order")
+
+
+def test_a_result_that_is_not_reranked_does_not_replace_one_that_is_and_still_holds(
+    tools: Tools, tmp_path: Path
+) -> None:
+    def fails(query: str, texts: list[str]) -> list[float]:
+        raise ConnectionError("down")
+
+    text = "zinc uptake"
+    results = ResultStore(tmp_path / "results")
+    results.put(one(tools, QueryJob(text=text)), expires_at=NOW + 10)
+    reader = ResultReader(tmp_path / "results")
+    broken = replace(
+        tools,
+        reranker=as_reranker(SimpleNamespace(rerank=fails)),
+        cached=lambda text, collection: reader.get_at(text, collection, "", NOW),
+    )
+    ended, steps = run(TaskType.RERANK, broken, [QueryJob(text=text)])
+    assert isinstance(ended, Outcome)
+    assert [step.results for step in steps] == [()]
+    assert (ended.result["queries_not_reranked"], ended.result["precomputed_count"]) == (1, 0)
+    tools.store.delete("c", [5])  # one of its rows: it holds no more
+    _, steps = run(TaskType.RERANK, broken, [QueryJob(text=text)])
+    assert [result.rerank_scores for step in steps for result in step.results] == [b""]
+    reader.close()
+    results.close()
 
 
 @pytest.mark.parametrize("kind", [TaskType.RERANK, TaskType.WARM])

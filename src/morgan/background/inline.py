@@ -22,7 +22,7 @@ from typing import Any, cast
 from .borrowed import Borrowed
 from .ipc import messages
 from .ipc.commands import Command, Configure, Event, Ready, Role, Run, StopTask
-from .ipc.errors import InvalidArgument, MorganError, from_wire
+from .ipc.errors import InvalidArgument, from_wire
 from .ipc.paths import RuntimePaths, make_private
 from .ipc.reader import ResultReader
 from .ipc.records import ComputedResult, PointId, QueryJob, TaskRecord
@@ -49,7 +49,6 @@ log = logging.getLogger(__name__)
 
 WORKER = 1  # the index of the one task worker
 TOKEN = "caller"  # whom the core answers
-RERANKING = "reranking service"  # what a problem with it is listed under
 
 
 class InlineLane:
@@ -218,31 +217,18 @@ class InlineLane:
         if not text.strip() or limit < 1:
             raise InvalidArgument("a search needs a text that is not empty and a limit of at least 1")
         with self._run_lock, self._opened():
-            tools, problem = self._tools_now(), None
-            job = QueryJob(text=text)
-
-            def search(*, is_reranked: bool) -> ComputedResult | None:
-                (found,) = compute(
-                    [job], collection, tools, limit=limit, candidates=settings.candidates, is_reranked=is_reranked
-                )
-                return found[1]
-
-            try:
-                result = search(is_reranked=True)
-            except MorganError:
-                raise
-            except Exception as error:
-                if self._live_reranker is None:
-                    raise
-                # The application's own reranker failed: the vector search is still worth something.
-                log.warning("the reranking service failed: results keep the vector search's order", exc_info=True)
-                problem = f"{type(error).__name__}: {error}; results keep the vector search's order"
-                result = search(is_reranked=False)
+            problems: list[str] = []
+            ((_, result, _),) = compute(
+                [QueryJob(text=text)],
+                collection,
+                self._tools_now(),
+                limit=limit,
+                candidates=settings.candidates,
+                is_reranked=True,
+                told=lambda _, problem: problems.append(problem),
+            )
         with self._lock:
-            if problem is None:
-                self._core.problems.pop(RERANKING, None)
-            else:
-                self._core.problems[RERANKING] = problem
+            self._core.reranked(problems[0] if problems else None)
             if result is not None:
                 self._core.publish([result], time.time(), is_asked_for=True)
         return result
