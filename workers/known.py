@@ -38,10 +38,14 @@ class KnownIds:
         self._words.extend(_word(one) for one in ids)
 
     def end(self, swap: str) -> None:
-        """The comparison is through. `swap` is a name of the swap that follows, unlike any other's.
+        """The comparison is through, or what has come and gone since is to be kept too. `swap` is the name of the swap that
+        follows, unlike any other's.
 
         Raises OSError where the disk does not take the ids.
         """
+        if self._copied or self._gone:
+            self._words = array("Q", sorted((set(self._words) | self._copied) - self._gone))
+            self._copied, self._gone = set(), set()
         self._is_complete = True
         if self._path is None:
             return

@@ -25,7 +25,7 @@ from .names import (
     vector_of,
 )
 from .retries import until_answered
-from .vectors import AS_KEY, COPIED_KEY, STAMP_KEY, Rewrite, Vectors
+from .vectors import AS_KEY, COPIED_KEY, STAMP_KEY, Only, Rewrite, Vectors
 from .versions import is_ours, serving_aliases
 
 P = ParamSpec("P")
@@ -340,21 +340,27 @@ class QdrantStore:
 
     @_reachable
     def transfer_if(
-        self, source: str, target: str, rewrites: Sequence[Rewrite], bare: Sequence[PointId], *, mark: str, is_new: bool
+        self,
+        source: str,
+        target: str,
+        rewrites: Sequence[Rewrite],
+        bare: Sequence[PointId],
+        *,
+        mark: str,
+        only: Only | None = None,
+        keeps_vectors: bool = False,
     ) -> int:
+        """See Conditional. A point that is not there passes every filter of Qdrant's, and is inserted."""
         from qdrant_client import models
 
-        structs, into = self._copies(source, target, rewrites, bare, keeps_vectors=True)
-        if structs and is_new:
-            self._client.upsert(into, points=structs, wait=True, update_mode=models.UpdateMode.INSERT_ONLY)
-        elif structs:
-            self._client.upsert(
-                into,
-                points=structs,
-                wait=True,
-                update_mode=models.UpdateMode.UPDATE_ONLY,
-                update_filter=models.Filter(must=[_is_marked(mark)]),
-            )
+        structs, into = self._copies(source, target, rewrites, bare, keeps_vectors=keeps_vectors, mark=mark)
+        condition: dict[str, Any] = {"update_filter": models.Filter(must=[_is_marked(mark)])}
+        if only is Only.NEW:
+            condition = {"update_mode": models.UpdateMode.INSERT_ONLY}
+        elif only is Only.MARKED:
+            condition["update_mode"] = models.UpdateMode.UPDATE_ONLY
+        if structs:
+            self._client.upsert(into, points=structs, wait=True, **condition)
         return len(structs)
 
     @_reachable
@@ -365,9 +371,16 @@ class QdrantStore:
         self._client.delete(self.info(name).name, points_selector=models.FilterSelector(filter=wanted), wait=True)
 
     def _copies(
-        self, source: str, target: str, rewrites: Sequence[Rewrite], bare: Sequence[PointId], *, keeps_vectors: bool
+        self,
+        source: str,
+        target: str,
+        rewrites: Sequence[Rewrite],
+        bare: Sequence[PointId],
+        *,
+        keeps_vectors: bool,
+        mark: str = "",
     ) -> tuple[list[Any], str]:
-        """Return the points of `source` as `target` is to have them, and its own name."""
+        """Return the points of `source` as `target` is to have them, those without text with the `mark` too, and its name."""
         info = self.info(target)
         wanted = [one.id for one in rewrites] + list(bare)
         records = self._client.retrieve(self.info(source).name, ids=wanted, with_payload=True, with_vectors=True)
@@ -379,12 +392,13 @@ class QdrantStore:
             if record is None or one.vector is None:
                 continue
             if isinstance(text, str) and fingerprint(text) == one.text_fingerprint:
-                row, mark = row_of(one.vector, info), dict(one.stamp)
-                if COPIED_KEY in mark:
-                    mark[AS_KEY] = of_payload(record.payload or {})
-                structs.append(_copy(record, info.vector_name, row, {STAMP_KEY: mark}))
-        kept = [held[one_id] for one_id in bare if one_id in held]
-        structs += [_copy(record, info.vector_name, None, {}, keeps_vector=keeps_vectors) for record in kept]
+                row, stamp = row_of(one.vector, info), dict(one.stamp)
+                if COPIED_KEY in stamp:
+                    stamp[AS_KEY] = of_payload(record.payload or {})
+                structs.append(_copy(record, info.vector_name, row, {STAMP_KEY: stamp}))
+        for record in (held[one_id] for one_id in bare if one_id in held):
+            extra = {STAMP_KEY: {COPIED_KEY: mark, AS_KEY: of_payload(record.payload or {})}} if mark else {}
+            structs.append(_copy(record, info.vector_name, None, extra, keeps_vector=keeps_vectors))
         return structs, info.name
 
     def close(self) -> None:

@@ -30,7 +30,7 @@ from .lending import Lending, build_index
 from .rollback import drop_expired, own_payload
 from .task import Job, Outcome, Step, Steps, Tools
 from .texts import Maker, note_fields, sort, text_of
-from .vectors import AS_KEY, COPIED_KEY, STAMP_KEY, Conditional, Rewrite
+from .vectors import AS_KEY, COPIED_KEY, STAMP_KEY, Conditional, Only, Rewrite
 from .versions import base_of, building_alias, kept_alias, kept_versions, next_version, own_name, serving_aliases
 from .watches import Touched
 from .write_gate import NoGate
@@ -117,6 +117,7 @@ class _Rebuild:
         self.field = tools.settings.model.text_field
         self.began_at, self.before_s, self.seen_before = tools.clock(), at.elapsed_s, at.seen
         self._known: KnownIds | None = None
+        self.is_swap_open = at.phase is Phase.SWAP  # an earlier attempt asked for it: a server may obey that yet
         self.slowed_to = 0.0  # points a second, now
 
     @property
@@ -147,14 +148,6 @@ class _Rebuild:
         """Look where an earlier attempt was left: it may have been killed just after the swap."""
         at = self.at
         collections = self.store.collections()
-        if (
-            at.phase is Phase.SWAP
-            and isinstance(self.store, Conditional)
-            and at.target in {i.name for i in collections}
-        ):
-            # A swap whose answer was lost may be on its way yet. Servers change aliases one request after the other.
-            self.store.set_alias(building_alias(at.base), at.target)
-            collections = self.store.collections()
         target = next((info for info in collections if info.name == at.target), None)
         if target is None:  # the new one was dropped by somebody
             at.phase = Phase.BEGIN
@@ -275,13 +268,22 @@ class _Rebuild:
         at = self.at
         names = names_of(self.store.info(at.source))
         if not self.gate.sees_every_write:
-            yield from self._compare()
+            yield from self._compare_before_swap()
         yield from self._chase()
         self.tools.reached("swapped")
         at.source = self.store.info(at.kept_as).name
         at.phase = Phase.SETTLE
         is_told = not isinstance(self.gate, NoGate)  # the owner tells the supervisor itself
         yield self.step(f"{at.target} is served", () if is_told else (anything((*names, at.target), is_soft=True),))
+
+    def _compare_before_swap(self) -> Generator[Step, None, None]:
+        """Compare once more, as if the new version were served already where it may come to be at any moment."""
+        is_known = self.is_swap_open and self.known.recall(self.at.kept_as)
+        if is_known and isinstance(self.store, Conditional):
+            yield from self._settle_once(self.store)
+            self.known.end(self.at.kept_as)
+        else:
+            yield from self._compare()
 
     def _chase(self) -> Generator[Step, None, None]:
         """Swap, however fast applications write. Raises StoreUnavailable where they do so faster than it can be copied."""
@@ -356,7 +358,6 @@ class _Rebuild:
         for kept in kept_versions(self.store.collections()):  # one way back is kept, not a copy for each rebuild
             if kept.base == at.base and kept.collection not in (at.source, at.target):
                 self.store.drop(kept.collection)
-        self.store.drop_alias(building_alias(at.base))  # which `find_again` may have made
         self.known.discard()
         self.tools.reached("settled")
         at.phase = Phase.DONE
@@ -384,9 +385,19 @@ class _Rebuild:
     def _copy(self, points: Sequence[Point], *, is_paced: bool) -> int:
         """Copy points into the new version; return how many were embedded."""
         rewrites, bare = self._rewrites(points, is_paced=is_paced)
-        at = self.at
-        self.store.transfer(at.source, at.target, rewrites, bare, keeps_vectors=self._keeps_vectors)
+        at, keeps = self.at, self._keeps_vectors
+        if isinstance(self.store, Conditional):  # what it obeys after the swap, late, harms no newer write
+            self.store.transfer_if(at.source, at.target, rewrites, bare, mark=at.target, keeps_vectors=keeps)
+        else:
+            self.store.transfer(at.source, at.target, rewrites, bare, keeps_vectors=keeps)
         return len(rewrites)
+
+    def _delete(self, ids: Sequence[PointId]) -> None:
+        """Delete copies from the new version."""
+        if isinstance(self.store, Conditional):
+            self.store.delete_if(self.at.target, ids, mark=self.at.target)
+        else:
+            self.store.delete(self.at.target, ids)
 
     def _again(self, ids: Sequence[PointId], *, is_paced: bool) -> None:
         """Copy or delete points that were touched."""
@@ -398,7 +409,7 @@ class _Rebuild:
             points = self.store.fetch(at.source, some)
             there = {point.id for point in points}
             if gone := [one for one in some if one not in there]:
-                self.store.delete(at.target, gone)
+                self._delete(gone)
             at.embedded += self._copy(points, is_paced=is_paced)
         at.again += len(ids)
 
@@ -469,10 +480,13 @@ class _Rebuild:
             unknown = set(self.known.unknown([point.id for point in points if point.id not in copies]))
             fresh = [point for point in points if point.id in unknown]
             late = [p for p in points if (copy := copies.get(p.id)) and self._is_late(p, copy)]
-            for some, is_new in ((fresh, True), (late, False)):
+            for some, only in ((fresh, Only.NEW), (late, Only.MARKED)):
                 if some:
                     rewrites, bare = self._rewrites(some, is_paced=True)
-                    store.transfer_if(at.source, at.target, rewrites, bare, mark=at.target, is_new=is_new)
+                    keeps = self._keeps_vectors
+                    store.transfer_if(
+                        at.source, at.target, rewrites, bare, mark=at.target, only=only, keeps_vectors=keeps
+                    )
                     self.known.copied([point.id for point in some])
             found += len(fresh) + len(late)
             yield self.step("bringing over the last writes")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -140,6 +141,13 @@ class VectorStore(Protocol):
     def close(self) -> None: ...
 
 
+class Only(Enum):
+    """Which of some points are copied."""
+
+    NEW = "new"  # which the target lacks
+    MARKED = "marked"  # which it has, unwritten since they were copied
+
+
 @runtime_checkable
 class Conditional(Protocol):
     """What a store needs, beside VectorStore, whose writers do not all pass through us: writes under a condition.
@@ -148,9 +156,17 @@ class Conditional(Protocol):
     """
 
     def transfer_if(
-        self, source: str, target: str, rewrites: Sequence[Rewrite], bare: Sequence[PointId], *, mark: str, is_new: bool
+        self,
+        source: str,
+        target: str,
+        rewrites: Sequence[Rewrite],
+        bare: Sequence[PointId],
+        *,
+        mark: str,
+        only: Only | None = None,
+        keeps_vectors: bool = False,
     ) -> int:
-        """Copy points as `transfer` does: where `is_new` those that `target` lacks, else those that have `mark` there."""
+        """Copy points as `transfer` does, all of them marked; those that `target` has without the mark stay as they are."""
         ...
 
     def delete_if(self, name: str, ids: Sequence[PointId], *, mark: str) -> None:

@@ -13,11 +13,12 @@ from typing import Any
 
 import httpx
 import msgspec
+import numpy as np
 import pytest
 
 from bench.fake_embedder import FakeEmbedder
 from morgan.background.ipc.errors import StoreUnavailable
-from morgan.background.ipc.records import TaskType
+from morgan.background.ipc.records import Point, TaskType
 from morgan.background.workers import retries
 from morgan.background.workers.adopting import adopt_alias
 from morgan.background.workers.fingerprint import fingerprint
@@ -25,10 +26,10 @@ from morgan.background.workers.reindexing import reindex
 from morgan.background.workers.retries import until_answered
 from morgan.background.workers.rollback import roll_back
 from morgan.background.workers.task import Job, Step, Verdict, drive
-from morgan.background.workers.vectors import STAMP_KEY, Rewrite
+from morgan.background.workers.vectors import COPIED_KEY, STAMP_KEY, Rewrite
 from morgan.background.workers.versions import building_alias, kept_versions, next_version
 
-from .test_shadow_on_a_server import TEXTS, Server
+from .test_shadow_on_a_server import NEW, TEXTS, Server
 
 
 def lose(server: Server, method: str, *, times: int = 1, is_done: bool = True) -> None:
@@ -119,36 +120,68 @@ def test_without_the_known_ids_what_was_deleted_stays_deleted(tmp_path: Path, ca
     assert "docs__v1 in the moment before it stay there" in caplog.text
 
 
-def test_a_swap_that_takes_effect_after_its_task_has_ended_is_found_and_settled(tmp_path: Path) -> None:
-    """The request was on its way when the task went on: the next change of aliases is answered after it."""
-    server = Server()
+def test_a_swap_that_takes_effect_while_the_next_attempt_compares_harms_no_newer_write(tmp_path: Path) -> None:
+    """The server held the request, and obeys it when the next attempt has looked which version is served."""
+    server, left = Server(), dict[str, str]()
     store = server.store
-
-    def late() -> None:
-        set_alias = store.set_alias
-
-        def after_it(alias: str, name: str) -> None:
-            store.set_alias = set_alias  # type: ignore[method-assign]
-            assert alias == building_alias("docs")
-            kept_as = left["kept_as"]
-            store.swap("docs__v1", "docs__v2", kept_as=kept_as, rename_to="")
-            server.write({7: "written to the new version"})
-            set_alias(alias, name)
-
-        store.set_alias = after_it  # type: ignore[method-assign]
-
-    left: dict[str, Any] = {}
-    swap = store.swap
+    swap, scroll = store.swap, store.scroll
 
     def lost(old: str, new: str, *, kept_as: str, rename_to: str) -> None:
         left["kept_as"] = kept_as
         store.swap = swap  # type: ignore[method-assign]
         raise KeyboardInterrupt
 
+    def late(name: str, **options: Any) -> Any:
+        if name == "docs__v1":
+            store.scroll = scroll  # type: ignore[method-assign]
+            store.swap("docs__v1", "docs__v2", kept_as=left["kept_as"], rename_to="")
+            server.write({7: "written to the new version", 101: "added to the new version"})
+            store.delete("docs", [2])
+        return scroll(name, **options)
+
+    def meanwhile() -> None:
+        server.write({100: "added to the old version", 8: "changed in the old version"}, to="docs__v1")
+        store.delete("docs__v1", [3])
+        store.scroll = late  # type: ignore[method-assign]
+
     store.swap = lost  # type: ignore[method-assign]
-    assert resumed(server, "", late, folder=tmp_path)["swapped"]
-    server.check(TEXTS | {7: "written to the new version"})
-    assert server.store.info("docs").aliases == ("docs",)
+    assert resumed(server, "", meanwhile, folder=tmp_path)["swapped"]
+    texts = TEXTS | {7: "written to the new version", 8: "changed in the old version"}
+    texts |= {100: "added to the old version", 101: "added to the new version"}
+    del texts[2], texts[3]
+    server.check(texts)
+    assert store.info("docs").aliases == ("docs",)
+
+
+def test_copies_and_deletions_that_are_obeyed_after_the_swap_harm_no_newer_write() -> None:
+    server = Server()
+    assert server.run()["swapped"]
+    server.write({1: "newer", 2: "newer, too"})
+    mark = {"fp": fingerprint(TEXTS[1]), "model": "new", "rev": "", COPIED_KEY: "docs__v2"}
+    (vector,) = NEW.embed([TEXTS[1]])
+    rewrites = [Rewrite(1, vector, "text", fingerprint(TEXTS[1]), mark)]
+    server.store.transfer_if("docs__v1", "docs__v2", rewrites, [], mark="docs__v2")
+    server.store.delete_if("docs__v2", [2], mark="docs__v2")
+    server.check(TEXTS | {1: "newer", 2: "newer, too"})
+
+
+def test_a_point_without_text_that_changes_late_is_brought_over_and_keeps_no_vector_of_another_size() -> None:
+    server = Server()
+    picture = Point(id=200, payload={"picture": "a"}, vector=np.ones(16, dtype="<f4").tobytes())
+    server.store.upsert("docs", [picture])
+
+    def write(at: str) -> None:
+        if at == "swapped":
+            later = [
+                Point(id=200, payload={"picture": "b"}, vector=picture.vector),
+                Point(id=201, payload={"picture": "c"}, vector=picture.vector),
+            ]
+            server.store.upsert("docs__v1", later)
+
+    server.reached = write
+    assert server.run()["swapped"]
+    found = {one.id: one.payload.get("picture") for one in server.store.fetch("docs", [200, 201])}
+    assert found == {200: "b", 201: "c"}
 
 
 def test_a_version_that_is_searched_is_never_cleared_away() -> None:
