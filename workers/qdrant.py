@@ -180,7 +180,7 @@ class QdrantStore:
                 " some milliseconds)"
             )
         operations = [_point_alias(kept_as, old)] + [_point_alias(alias, new) for alias in served]
-        operations += [_forget(alias) for alias in after.aliases if is_ours(alias)]
+        operations += [_forget(alias) for alias in after.aliases if is_ours(alias) and alias != kept_as]
         self._client.update_collection_aliases(change_aliases_operations=operations)
 
     def _aliases(self) -> dict[str, str]:

@@ -11,7 +11,7 @@ from ..ipc.errors import InvalidArgument, StoreUnavailable
 from ..ipc.records import CollectionInfo, Point
 from .retries import until_answered
 from .vectors import STAMP_KEY, VectorStore
-from .versions import base_of, expired, kept_alias, kept_versions, own_name
+from .versions import base_of, expired, free_kept_alias, kept_versions, own_name
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def roll_back(store: VectorStore, name: str, *, is_forced: bool, until_at: float
             f"{', ...' if len(changed) > NAMED else ''}): the version before it does not have these changes. Roll back with"
             f" --force to do without them; {now.name!r}, which has them, is kept all the same"
         )
-    kept_as = kept_alias(base, until_at)
+    kept_as = free_kept_alias(base, until_at, every)
     rename_to = own_name(base, every)
     try:
         store.swap(now.name, before.name, kept_as=kept_as, rename_to=rename_to)

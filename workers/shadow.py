@@ -31,7 +31,7 @@ from .rollback import drop_expired, own_payload
 from .task import Job, Outcome, Step, Steps, Tools
 from .texts import Maker, note_fields, sort, text_of
 from .vectors import AS_KEY, COPIED_KEY, STAMP_KEY, Conditional, Only, Rewrite
-from .versions import base_of, building_alias, kept_alias, kept_versions, next_version, own_name, serving_aliases
+from .versions import base_of, building_alias, free_kept_alias, kept_versions, next_version, own_name, serving_aliases
 from .watches import Touched
 from .write_gate import NoGate
 
@@ -256,10 +256,7 @@ class _Rebuild:
                 return False
         self.tools.reached("judged")
         at.kept_until_at = self.tools.clock() + self.tools.settings.retention_s
-        taken = {kept.alias for kept in kept_versions(self.store.collections())}
-        while (kept_as := kept_alias(at.base, at.kept_until_at)) in taken:
-            at.kept_until_at += 1.0  # a version without its alias would be nobody's to drop
-        at.kept_as = kept_as
+        at.kept_as = free_kept_alias(at.base, at.kept_until_at, self.store.collections())
         at.phase = Phase.SWAP
         yield self.step("no worse than before: swapping")  # `kept_as` is known to whoever goes on after the swap
         return True

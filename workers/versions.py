@@ -28,6 +28,14 @@ def kept_alias(base: str, until_at: float) -> str:
     return f"{base}__kept_until_{datetime.fromtimestamp(until_at, UTC).strftime(_TIME)}"
 
 
+def free_kept_alias(base: str, until_at: float, collections: Iterable[CollectionInfo]) -> str:
+    """Return the first such alias from `until_at` on that no version has: one without its alias would be nobody's to drop."""
+    taken = {alias for info in collections for alias in info.aliases}
+    while (alias := kept_alias(base, until_at)) in taken:
+        until_at += 1.0
+    return alias
+
+
 def building_alias(base: str) -> str:
     return f"{base}__building"
 

@@ -202,6 +202,15 @@ def test_a_roll_back_whose_answer_is_lost_goes_back_once() -> None:
     assert [kept.collection for kept in kept_versions(server.store.collections())] == ["docs__v2"]
 
 
+def test_rolled_back_twice_within_a_second_each_version_has_its_alias() -> None:
+    server = Server()
+    assert server.run()["swapped"]
+    for served, kept in (("docs__v1", "docs__v2"), ("docs__v2", "docs__v1")):
+        done = roll_back(server.store, "docs", is_forced=False, until_at=1_800_000_000.0)
+        assert (done.served.name, done.kept.name) == (served, kept)
+        assert [one.collection for one in kept_versions(server.store.collections())] == [kept]
+
+
 def test_a_roll_back_that_nobody_answers_says_how_to_find_out(monkeypatch: pytest.MonkeyPatch) -> None:
     server = Server()
     assert server.run()["swapped"]
