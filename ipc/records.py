@@ -173,6 +173,8 @@ class QueryRecord(Record, frozen=True):
     decayed: tuple[float, ...] = ()  # the counts `popularity` is the sum of, as of `decayed_at`; empty: not known
     decayed_at: float = 0.0
     is_twin: bool = False  # each access is counted under another scope of the same query as well; never listed
+    day: tuple[float, ...] = ()  # where in the day it was asked: real and imaginary parts of two sums
+    cost_s: float = 0.0  # CPU seconds that its last reranked result took; 0: not known
 
 
 class QueryJob(Record, frozen=True):

@@ -10,10 +10,12 @@ query that comes back starts at 0, so its score lacks at most what it had when f
 
 from __future__ import annotations
 
+import cmath
 import heapq
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ..ipc.query import query_hash
 from ..ipc.records import QueryRecord
@@ -22,14 +24,30 @@ HALF_LIVES_S = (6 * 3600.0, 72 * 3600.0, 720 * 3600.0)
 
 CAPACITY = 5000  # queries remembered, about 2 MB: PER_ENTRY for each entry of a result store of the default size
 PER_ENTRY = 5
+DAY_S = 86400.0
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What is known of a query at one time: seconds since it was last asked, and its count at each of HALF_LIVES_S."""
+    """What is known of a query at one time: seconds since it was last asked, and its count at each of HALF_LIVES_S.
+
+    `day` says where in the day it was asked: the sums of exp(i t) and exp(2 i t) over its asks, t the time of the day
+    (UTC) as an angle, decayed as the count of the longest half-life is.
+    """
 
     age_s: float
     decayed: tuple[float, ...]
+    day: tuple[complex, complex] = (0j, 0j)
+
+
+class Asked(NamedTuple):
+    """A query, what speaks for it, and the CPU seconds that its result took; 0: not known."""
+
+    key: str
+    text: str
+    collection: str
+    evidence: Evidence
+    cost_s: float
 
 
 NOTHING = Evidence(math.inf, (0.0,) * len(HALF_LIVES_S))  # of a query never asked, or forgotten
@@ -49,6 +67,9 @@ class _Query:
     decayed: list[float] = field(default_factory=lambda: [0.0] * len(HALF_LIVES_S))
     decayed_at: float = 0.0
     is_twin: bool = False
+    once: complex = 0j  # `Evidence.day`, as of `decayed_at`
+    twice: complex = 0j
+    cost_s: float = 0.0
 
     def counts(self, now: float) -> list[float]:
         age_s = max(now - self.decayed_at, 0.0)
@@ -57,7 +78,17 @@ class _Query:
     def score(self, now: float) -> float:
         return sum(self.counts(now))
 
+    def day(self, now: float) -> tuple[complex, complex]:
+        kept = math.exp2(-max(now - self.decayed_at, 0.0) / HALF_LIVES_S[-1])
+        return self.once * kept, self.twice * kept
+
+    def evidence(self, now: float) -> Evidence:
+        return Evidence(max(now - self.last_at, 0.0), tuple(self.counts(now)), self.day(now))
+
     def add(self, count: int, now: float) -> None:
+        once, twice = self.day(now)
+        turn = cmath.exp(2j * math.pi * (now % DAY_S) / DAY_S)
+        self.once, self.twice = once + count * turn, twice + count * turn * turn
         self.decayed = [c + count for c in self.counts(now)]
         self.decayed_at = self.last_at = now
         self.count += count
@@ -126,7 +157,18 @@ class Popularity:
     def evidence(self, key: str, now: float) -> Evidence:
         """Return what speaks for the query being asked again; NOTHING for one never seen or forgotten."""
         query = self._queries.get(key)
-        return NOTHING if query is None else Evidence(max(now - query.last_at, 0.0), tuple(query.counts(now)))
+        return NOTHING if query is None else query.evidence(now)
+
+    def asked(self, now: float, least: int) -> Iterator[Asked]:
+        """Yield the queries seen at least `least` times that can be computed here: without a filter or a tenant."""
+        for query in self._queries.values():
+            if query.count >= least and not query.scope:
+                yield Asked(query.key, query.text, query.collection, query.evidence(now), query.cost_s)
+
+    def note_cost(self, key: str, cost_s: float) -> None:
+        """Remember the CPU seconds that a query's result took."""
+        if (query := self._queries.get(key)) is not None:
+            query.cost_s = cost_s
 
     def last_at(self, key: str) -> float:
         """Return when the query was last asked; minus infinity for one never seen or forgotten."""
@@ -180,9 +222,17 @@ class Popularity:
                 list(r.decayed) if is_exact else [r.popularity / len(HALF_LIVES_S)] * len(HALF_LIVES_S),
                 r.decayed_at if is_exact else now,
                 r.is_twin,
+                *_day(r),
+                r.cost_s,
             )
             self.total_accesses += 0 if r.is_twin else r.access_count
         self._forget(len(self._queries) - self._capacity, now)
+
+
+def _day(record: QueryRecord) -> tuple[complex, complex]:
+    if len(record.day) != 4 or len(record.decayed) != len(HALF_LIVES_S):  # of an earlier version
+        return 0j, 0j
+    return complex(*record.day[:2]), complex(*record.day[2:])
 
 
 def _record(query: _Query, now: float) -> QueryRecord:
@@ -200,4 +250,6 @@ def _record(query: _Query, now: float) -> QueryRecord:
         decayed=tuple(query.decayed),
         decayed_at=query.decayed_at,
         is_twin=query.is_twin,
+        day=(query.once.real, query.once.imag, query.twice.real, query.twice.imag),
+        cost_s=query.cost_s,
     )
