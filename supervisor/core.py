@@ -10,7 +10,8 @@ The daemon (loop.py) and the inline lane drive the same core; only where tasks r
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from zoneinfo import ZoneInfo
 
@@ -34,6 +35,7 @@ from ..ipc.commands import (
     StopTask,
 )
 from ..ipc.errors import CollectionNotFound, ResultStoreError, StoreUnavailable
+from ..ipc.query import query_hash
 from ..ipc.records import (
     ComputedResult,
     ExecutionRecord,
@@ -48,19 +50,21 @@ from ..ipc.settings import WorkerSettings
 from . import governor, waiting
 from .budget import NOTHING, Budget, Spent
 from .clock import Moved
-from .decisions import DecisionLog
+from .decisions import KEPT_DECISIONS, DecisionLog
 from .feed import Feed, Seen
 from .freshness import Freshness
 from .governor import Memory
 from .journal import Journal
 from .monitor import Monitor
-from .params import jobs_for, params_of_schedule
+from .params import bounds, jobs_for, params_of_schedule
+from .planning import SPARE_S, spare_s
 from .polls import Poll, Polls
 from .popularity import Popularity
 from .queue import Queue, QueuePolicy
 from .results import CachePolicy, ResultKeeper
 from .state import Action, SendCommand, SendReply, Worker
 from .timetable import Timetable
+from .warming import Plan, Warming
 
 BUSY_PERIOD_S = 0.1  # between readings while a task runs: what the budget is late by when somebody comes back
 WAITING_PERIOD_S = 0.5  # while tasks wait and none runs
@@ -108,6 +112,7 @@ class Core:
     ) -> None:
         self.settings, self.journal, self.queue = settings, journal, queue
         self.popularity, self.keeper = popularity, keeper
+        self.warming = Warming(popularity, keeper)
         self._jitter = jitter
         self.started_at = self.last_check_at = started_at
         self.timetable = Timetable(journal, settings.zone)
@@ -126,6 +131,8 @@ class Core:
         self._freshness = Freshness(keeper, popularity, settings.collections)
         self._snapshot, self._next_snapshot_at = snapshot, started_at + SNAPSHOT_PERIOD_S
         self._next_sample_at = self._next_save_at = 0.0
+        self._spare_s: float | None = None
+        self._spare_at = -math.inf
         # what the last upkeep knew of what the shares of workers follow from: the decision, the CPUs, what each one runs
         self._told = governor.Decision(0, False, Memory.EASY, ""), 0.0, list[str | None]()
         self._next_check_at = started_at + settings.check_interval_s
@@ -218,6 +225,7 @@ class Core:
         if self.changed(record) is None or record is None or not record.status.is_final:
             return
         self.journal.drop_checkpoint(record.task_id)
+        self.warming.ended(record, event.cpu_s if event else 0.0, now)
         if record.schedule_id is not None:
             self.timetable.note_end(record)
         if record.task_type is PING and record.status is TaskStatus.COMPLETED:
@@ -325,6 +333,7 @@ class Core:
                 self._progressed(worker, event, now)
             case Published():
                 self.publish(event.results, now, is_asked_for=True)
+                self.warming.refilled(len(event.results))
             case Leaving():
                 worker.is_leaving = True
             case Failed():
@@ -402,6 +411,9 @@ class Core:
                     self._freshness.check(result.collection)  # it was overtaken by a change: it is computed again
                 else:
                     self.feed.results(published=1)
+                if result.rerank_scores:  # of another depth of search the cost says nothing of a warm task's
+                    key = query_hash(result.query_text, result.collection, result.scope)
+                    self.popularity.note_cost(key, result.cost_s)
                 self.problems.pop("result store", None)
             except ResultStoreError as error:
                 self.problems["result store"] = str(error)  # shown by status; what is stored stays served
@@ -410,6 +422,7 @@ class Core:
         """Keep what an application computed. Raises ResultStoreError where the store cannot take it."""
         self.popularity.computed(result.query_text, result.collection, result.scope, now)
         self.feed.results(published=int(self.keeper.put(result, now, ttl_s)))
+        self.warming.refilled(1)
 
     def is_owner_ready(self) -> bool:
         """Say whether the vectors can be reached: a server always can be tried, an embedded store needs its owner."""
@@ -618,6 +631,11 @@ class Core:
             self.collect_counts(now)  # what readers were served counts as much as what was searched
             return self.popularity.popular(now, record.collection, limit, min_frequency)
 
+        stale = self._freshness.stale_queries(record.collection, now)
+        if self.warming.plans(record):
+            self.collect_counts(now)
+            plan = self._plan(record, stale, now)
+            popular, stale = (lambda *_: list(plan.queries)), list(plan.stale)
         return jobs_for(
             record.task_type,
             record.collection,
@@ -628,8 +646,25 @@ class Core:
             min_frequency=self.settings.min_frequency,
             is_cached=lambda text: self.keeper.holds(text, record.collection, "", now),
             is_worth=lambda text: self.keeper.is_worth(text, record.collection, now),
-            stale=self._freshness.stale_queries(record.collection, now),
+            stale=stale,
         )
+
+    def _plan(self, record: TaskRecord, stale: Sequence[str], now: float) -> Plan:
+        """Plan what a warm or rerank task computes, and when its collection is warmed next."""
+        limit, least = bounds(record.params, self.settings.worker.rerank.max_queries, self.settings.min_frequency)
+        spare = self.spare_s(now)
+        warmed = self.timetable.warmed()
+        plan = self.warming.plan(record, now, limit=limit, least=least, spare_s=spare, every_s=warmed, stale=stale)
+        if (cadence := plan.cadence) is not None:
+            self.timetable.pace(record.collection, cadence.every_s, cadence.why, now, record.schedule_id)
+        return plan
+
+    def spare_s(self, now: float) -> float | None:
+        """Return the CPU seconds an hour that the governor left for background work in the last hours."""
+        if not 0 <= now - self._spare_at < SAVE_PERIOD_S:  # the log gets a row a minute
+            log = [*self.journal.decisions(now - SPARE_S, now, KEPT_DECISIONS), *self.decisions.rows()]
+            self._spare_s, self._spare_at = spare_s(log, self.budget.readings.cpus), now
+        return self._spare_s
 
     def why_waiting(self, record: TaskRecord, now: float) -> str:
         """Say in words why a pending task is not running; "" for one that is not pending."""

@@ -89,6 +89,12 @@ def params_of_schedule(task_type: TaskType, metadata: Mapping[str, Any]) -> dict
     return {key: metadata[key] for key, (is_valid, _) in ACCEPTED[task_type].items() if is_valid(metadata.get(key))}
 
 
+def bounds(params: Mapping[str, Any], max_queries: int, min_frequency: int) -> tuple[int, int]:
+    """Return how many popular queries a task works on at most, and how often one must have been asked."""
+    is_all = params.get("scope") == "all"
+    return params.get("max_queries") or (ALL_QUERIES if is_all else max_queries), 1 if is_all else min_frequency
+
+
 def jobs_for(
     task_type: TaskType,
     collection: str,
@@ -102,9 +108,10 @@ def jobs_for(
     is_worth: Callable[[str], bool],
     stale: Iterable[str] = (),
 ) -> tuple[QueryJob, ...]:
-    """Return the queries a task works on, most popular first, each with its judgments.
+    """Return the queries a task works on, each with its judgments.
 
-    `popular(limit, min_frequency)` lists queries of the collection; `judgments` maps a query's hash to its text and
+    `popular(limit, min_frequency)` lists queries of the collection, in the order in which they are to be worked on (most
+    popular first, or as planned); `judgments` maps a query's hash to its text and
     grades. A ping gets none. A re-index and a tune get the judged and the popular queries, to measure with. Of popular
     queries those are left out whose results a full store would not keep: they are not `is_worth` it. A warm task leaves
     out what `is_cached`, and gets the `stale` ones as well: those whose result is served and to be computed again.
@@ -123,9 +130,7 @@ def jobs_for(
     if (texts := params.get("queries")) is not None:
         found = [job(text) for text in texts]
     else:
-        is_all = params.get("scope") == "all"
-        limit = params.get("max_queries") or (ALL_QUERIES if is_all else max_queries)
-        least = 1 if is_all else min_frequency
+        limit, least = bounds(params, max_queries, min_frequency)
         # those of a filter or a tenant cannot be computed here: the filter is the application's
         found = [
             job(q.query_text, q.popularity) for q in popular(limit, least) if not q.scope and is_worth(q.query_text)

@@ -242,6 +242,11 @@ class ResultKeeper:
             self._popularity.add(entry.query_text, entry.collection, "", hits, now)
         self.admission.touch(entry.key_hash, hits, now)
 
+    @property
+    def misses(self) -> int:
+        """How many lookups found nothing, as far as they were collected."""
+        return self._lookups - self._hits
+
     def stats(self, now: float) -> dict[str, Any]:
         """Return the keys of `PrecomputedSearchCache.get_cache_stats`."""
         entries = list(self.store.entries())

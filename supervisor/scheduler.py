@@ -100,6 +100,31 @@ def _next_hour(after_at: float, zone: ZoneInfo) -> float:
     return candidate.timestamp()
 
 
+def period_s(schedule: ScheduleRecord) -> float:
+    """Return how often a schedule runs, in seconds: as its frequency says, or as `paced` did."""
+    return PERIOD_S[schedule.frequency] if (every_s := _paced_s(schedule)) is None else every_s
+
+
+def _paced_s(schedule: ScheduleRecord) -> float | None:
+    """Return what `paced` said; None of somebody's own schedule, whose metadata are his."""
+    every_s = schedule.metadata.get("every_s") if schedule.metadata.get("origin") == "default" else None
+    return float(every_s) if isinstance(every_s, int | float) and every_s > 0 else None
+
+
+def paced(schedule: ScheduleRecord, every_s: float, why: str, now: float, zone: ZoneInfo) -> ScheduleRecord:
+    """Return a default schedule that runs every so many seconds from now on, at full hours where that is hours."""
+    held = msgspec.structs.replace(schedule, metadata=schedule.metadata | {"every_s": round(every_s), "why": why})
+    return msgspec.structs.replace(held, next_run_at=_following(held, now, zone))
+
+
+def _following(schedule: ScheduleRecord, now: float, zone: ZoneInfo) -> float:
+    """Return the run after one at `now`."""
+    if (every_s := _paced_s(schedule)) is None:
+        return next_run(schedule.frequency, now, zone)
+    hour_s = PERIOD_S[TaskFrequency.HOURLY]
+    return now + every_s if every_s < hour_s else next_run(TaskFrequency.HOURLY, now + every_s - hour_s, zone)
+
+
 def due(schedules: Iterable[ScheduleRecord], now: float) -> list[ScheduleRecord]:
     """Return the enabled schedules whose time has come, the longest due first."""
     found = [one for one in schedules if one.is_enabled and one.next_run_at <= now]
@@ -122,7 +147,7 @@ def advance(schedule: ScheduleRecord, now: float, zone: ZoneInfo, *, has_run: bo
     """Return the schedule with its next run in the future; `has_run` says whether it ran at `now`."""
     return msgspec.structs.replace(
         schedule,
-        next_run_at=next_run(schedule.frequency, now, zone),
+        next_run_at=_following(schedule, now, zone),
         last_run_at=now if has_run else schedule.last_run_at,
     )
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from ..ipc.commands import Role
-from ..ipc.records import ExecutionRecord, QueryRecord, TaskRecord, TaskStatus
+from ..ipc.records import ExecutionRecord, QueryRecord, ScheduleRecord, TaskRecord, TaskStatus, TaskType
 from . import procfs
 from .cgroup import in_force
 from .core import Core
+from .scheduler import period_s
 from .waiting import wait_of
 
 WAITING_ROWS = 100  # tasks whose wait is explained in the status, the next in turn; `tasks list` explains any
@@ -100,8 +101,34 @@ def service_status(core: Core, now: float, pid: int) -> dict[str, Any]:
         "paused": list(core.queue.paused),
         "refused_connections": core.refused_connections,
         "store": _store(core),
+        "warming": warming(core, now),
         "problems": [f"{about}: {what}" for about, what in core.problems.items()],
     }
+
+
+def warming(core: Core, now: float) -> dict[str, Any]:
+    """Return what warming may use of an hour, and when each collection is warmed next."""
+    spare = core.spare_s(now)
+    schedules = [one for one in core.schedules.values() if one.task_type is TaskType.WARM and one.is_enabled]
+    return {
+        "spare_cpu_s": spare,
+        "used_cpu_s": core.warming.spent_s(now),
+        "collections": [
+            {
+                "collection_name": one.collection,
+                "next_run": one.next_run_at,
+                "every_s": period_s(one),
+                "why": _why(one),
+            }
+            for one in sorted(schedules, key=lambda one: (one.next_run_at, one.collection))
+        ],
+    }
+
+
+def _why(schedule: ScheduleRecord) -> str:
+    if schedule.metadata.get("origin") != "default":
+        return f"its own schedule is {schedule.frequency.value}"
+    return str(schedule.metadata.get("why", f"{schedule.frequency.value} until more is known"))
 
 
 def in_a_line(core: Core) -> str:

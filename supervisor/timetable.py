@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 import msgspec
 
-from ..ipc.records import ScheduleRecord, TaskRecord, TaskStatus
+from ..ipc.records import ScheduleRecord, TaskRecord, TaskStatus, TaskType
 from . import scheduler
 from .journal import Journal
 
@@ -64,6 +64,28 @@ class Timetable:
         note = "" if is_done else f"{record.task_id} {record.status.value}: {record.error_message or 'nothing to do'}"
         if note != schedule.note:
             self.save(msgspec.structs.replace(schedule, note=note))
+
+    # --- how often a collection is warmed ---------------------------------------------------------------------------
+
+    def warmed(self) -> dict[str, float]:
+        """Return by collection that is warmed by a schedule how often, in seconds."""
+        found: dict[str, float] = {}
+        for one in self.schedules.values():
+            if one.task_type is TaskType.WARM and one.is_enabled:
+                found[one.collection] = min(scheduler.period_s(one), found.get(one.collection, math.inf))
+        return found
+
+    def pace(self, collection: str, every_s: float, why: str, now: float, schedule_id: str | None) -> None:
+        """Have the default schedule of a collection's warming run every so many seconds from now on.
+
+        Its run that is next comes sooner where that is so; later only after a run of its own (`schedule_id`).
+        """
+        for one in list(self.schedules.values()):
+            if one.task_type is TaskType.WARM and one.collection == collection and self.is_default(one.task_id):
+                paced = scheduler.paced(one, every_s, why, now, self.zone)
+                if one.task_id != schedule_id:
+                    paced = msgspec.structs.replace(paced, next_run_at=min(paced.next_run_at, one.next_run_at))
+                self.save(paced)
 
     # --- what nobody asked for ----------------------------------------------------------------------------------------
 

@@ -41,7 +41,7 @@ def compute(
         return
     cpu_before_s = time.process_time()
     distance = tools.store.info(collection).distance
-    vectors = tools.searching(collection).embed([job.text for job in jobs], pace=tools.pace)
+    vectors = tools.query_vectors.embed(tools.searching(collection), [job.text for job in jobs], pace=tools.pace)
     depth = max(candidates, limit) if is_reranked else limit
     hit_lists = tools.store.search(collection, vectors, limit=depth, query_filter=query_filter)
     as_of = tools.as_of()

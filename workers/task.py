@@ -8,7 +8,7 @@ Job ──▶ steps(job, tools) ──▶ Step, Step, Step ... ──▶ Outcome
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from ..ipc.commands import PointsChanged
 from ..ipc.records import ComputedResult, QueryJob, TaskProgress, TaskType
 from ..ipc.result import CachedResult
 from ..ipc.settings import WorkerSettings
+from .query_vectors import QueryVectors
 from .texts import Maker
 from .vectors import Vectors, VectorStore
 from .write_gate import WriteGate
@@ -129,6 +130,8 @@ class Tools:
     """Of collections whose vectors another model made; None: there are none."""
     filters: Callable[[str], Mapping[str, int]] = lambda _collection: {}
     """Which payload fields searches of a collection filter by, and how many did; nothing where nobody counts them."""
+    query_vectors: QueryVectors = field(default_factory=QueryVectors)
+    """What queries were embedded last: one of several collections is embedded once."""
     reached: Callable[[str], None] = lambda _point: None
     """Told each point of a re-index at which a crash has to be survived: tests end the process there."""
 

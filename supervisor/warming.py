@@ -1,0 +1,200 @@
+"""Owns what warm and rerank tasks are given to compute, what they may use of an hour, and when each collection is next.
+
+  popularity ─▶ forecast ─▶ candidates, of all collections where there is little to spend ─▶ plan ─▶ the task's part of it
+                                   └─ what is lacking ─▶ cadence: how soon again, and why
+
+The plan is planning.py's, the interval cadence.py's. A task that is forced or was told its queries is not planned.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from ..ipc.records import QueryRecord, TaskRecord, TaskType
+from ..ipc.store import EntryInfo
+from . import cadence, planning
+from .cadence import Cadence, Looked
+from .forecast import Features, Forecast, features, usual_day
+from .planning import Candidate, Choice
+from .popularity import Asked, Popularity
+from .results import ResultKeeper
+
+PLANNED = (TaskType.WARM, TaskType.RERANK)
+HOUR_S = 3600.0
+CONSIDERED = (
+    4  # candidates for each query that a task may compute: that a full store would not keep some of them is seen late
+)
+KEPT_SPENT = 1000  # tasks whose use is remembered; of an hour
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a task computes: `queries` in this order, then of its `stale` ones those that are not among them."""
+
+    queries: Sequence[QueryRecord]
+    stale: Sequence[str]
+    cadence: Cadence | None = None  # of its collection from now on; None: as before
+
+
+@dataclass(frozen=True, slots=True)
+class _Foreseen:
+    """A query that may be computed, with what is expected of it."""
+
+    asked: Asked
+    known: Features
+    rate: float  # asks an hour
+    covered: float
+
+
+class Warming:
+    """Times are Unix seconds. `rivals` are the collections that are warmed by a schedule: they share what there is."""
+
+    def __init__(self, popularity: Popularity, keeper: ResultKeeper, forecast: Forecast | None = None) -> None:
+        self._popularity, self._keeper = popularity, keeper
+        self.forecast = Forecast() if forecast is None else forecast
+        self._looked: dict[str, Looked] = {}
+        self._spent: deque[tuple[float, float]] = deque(maxlen=KEPT_SPENT)  # (when, CPU seconds) of tasks that ended
+        self._running: dict[str, float] = {}  # task -> CPU seconds planned
+        self._refilled = 0
+
+    # --- what there is to spend ---------------------------------------------------------------------------------------
+
+    def refilled(self, count: int) -> None:
+        """Note results of misses that came to the store by themselves."""
+        self._refilled += count
+
+    def refill(self) -> float:
+        """Return the share of misses whose result comes to the store by itself; 1 while nothing is known."""
+        return min((self._refilled + 1) / (self._keeper.misses + 1), 1.0)
+
+    def ended(self, record: TaskRecord, cpu_s: float, now: float) -> None:
+        """Note what a task used."""
+        if record.task_type in PLANNED:
+            self._running.pop(record.task_id, None)
+            if cpu_s > 0:
+                self._spent.append((now, cpu_s))
+
+    def spent_s(self, now: float) -> float:
+        """Return the CPU seconds that warm and rerank tasks used in the last hour, and that the running ones will."""
+        while self._spent and not 0 <= now - self._spent[0][0] < HOUR_S:
+            self._spent.popleft()
+        return math.fsum(cpu_s for _, cpu_s in self._spent) + math.fsum(self._running.values())
+
+    # --- the plan -----------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def plans(record: TaskRecord) -> bool:
+        return record.task_type in PLANNED and not record.is_forced and "queries" not in record.params
+
+    def plan(
+        self,
+        record: TaskRecord,
+        now: float,
+        *,
+        limit: int,
+        least: int,
+        spare_s: float | None,
+        every_s: Mapping[str, float],
+        stale: Sequence[str],
+    ) -> Plan:
+        """Return what a task computes: at most `limit` queries that were asked `least` times, and what is affordable of
+        the `stale`. `spare_s`: CPU seconds an hour that the governor left; `every_s`: by collection that is warmed by a
+        schedule, how often.
+        """
+        self.forecast.settle(now, self._popularity.last_at)
+        name = record.collection
+        horizon_s = every_s.get(name, HOUR_S)
+        is_new_only = record.task_type is TaskType.WARM and not record.params.get("force_refresh")
+        held = {entry.key_hash: entry for entry in self._keeper.store.entries()}
+        asked = list(self._popularity.asked(now, least))
+        foreseen = self._foreseen(asked, name, now, horizon_s, held if is_new_only else {})
+        self.forecast.watch([(one.asked.key, one.known) for one in foreseen], now)
+        own = self._worth(foreseen, limit, now)
+        candidates = [_candidate(one, horizon_s) for one in own]
+        full_s = math.fsum(planning.costs(candidates)[:limit])
+        budget_s = None if spare_s is None else max(spare_s - self.spent_s(now), 0.0)
+        most = {name: limit}
+        if budget_s is not None and full_s * max(len(every_s), 1) > budget_s:
+            # there is not enough for all: what another collection could have of it counts as well
+            for rival, often_s in every_s.items():
+                if rival != name:
+                    found = self._foreseen(asked, rival, now, often_s, held)
+                    candidates += [_candidate(one, often_s) for one in _best(found, CONSIDERED * limit)]
+                    most[rival] = limit
+        refill = self.refill()
+        chosen = [one for one in planning.plan(candidates, budget_s, most, refill=refill) if one.collection == name]
+        cost_s = math.fsum(one.cost_s for one in chosen)
+        key_of = {one.asked.text: one.asked.key for one in own}
+        queries = [query for one in chosen if (query := self._popularity.get(key_of[one.text], now)) is not None]
+        if record.params.get("dry_run"):
+            return Plan(queries, stale)
+        self._running[record.task_id] = cost_s
+        if not is_new_only:
+            return Plan(queries, ())
+        left_s = None if budget_s is None else budget_s - cost_s
+        looked = _looked(own, chosen, limit, full_s, refill, now)
+        self._looked[name], found_cadence = cadence.step(horizon_s, self._looked.get(name), looked, spare_s)
+        taken = {one.text for one in chosen}
+        others = [text for text in stale if text not in taken]
+        return Plan(queries, _affordable(others, left_s, held.values(), name), found_cadence)
+
+    def _foreseen(
+        self, asked: Iterable[Asked], name: str, now: float, horizon_s: float, held: Mapping[str, EntryInfo]
+    ) -> list[_Foreseen]:
+        """Return the queries of a collection that lack a result for a part of the horizon."""
+        of_name = [one for one in asked if one.collection == name]
+        usual = usual_day(one.evidence for one in of_name)
+        middle = now + horizon_s / 2
+        found = []
+        for one in of_name:
+            covered = _covered(held.get(one.key), now, horizon_s)
+            if covered < 1:
+                known = features(one.evidence, usual, middle)
+                found.append(_Foreseen(one, known, self.forecast.rate(known), covered))
+        return found
+
+    def _worth(self, found: Sequence[_Foreseen], limit: int, now: float) -> list[_Foreseen]:
+        """Return the best of them whose result a full store would keep."""
+        best = _best(found, CONSIDERED * limit)
+        return [one for one in best if self._keeper.is_worth(one.asked.text, one.asked.collection, now)]
+
+
+def _looked(
+    own: Sequence[_Foreseen], chosen: Sequence[Choice], limit: int, full_s: float, refill: float, now: float
+) -> Looked:
+    """Return what the collection lacks in hits an hour, and what of that the plan leaves."""
+    taken = {one.text for one in chosen}
+    gains = [(one.asked.text in taken, planning.gain(one.rate, one.covered, refill)) for one in own]
+    left = [gain for is_taken, gain in gains if not is_taken]
+    lacking = math.fsum(gain for _, gain in gains)
+    return Looked(now, lacking, math.fsum(left), math.fsum(heapq.nlargest(limit, left)), full_s)
+
+
+def _affordable(stale: Sequence[str], left_s: float | None, held: Iterable[EntryInfo], name: str) -> list[str]:
+    """Return the first of the stale queries that there are seconds left for."""
+    if left_s is None:
+        return list(stale)
+    cost_of = {entry.query_text: entry.cost_s for entry in held if entry.collection == name}
+    costs = planning.costs([Candidate(text, name, 0.0, cost_s=cost_of.get(text)) for text in stale])
+    return [text for text, total_s in zip(stale, accumulate(costs), strict=True) if total_s <= left_s]
+
+
+def _candidate(one: _Foreseen, horizon_s: float) -> Candidate:
+    asked = one.asked
+    return Candidate(asked.text, asked.collection, one.rate * horizon_s / HOUR_S, one.covered, asked.cost_s)
+
+
+def _best(found: Sequence[_Foreseen], count: int) -> list[_Foreseen]:
+    return heapq.nlargest(count, found, key=lambda one: one.rate * (1 - one.covered))
+
+
+def _covered(entry: EntryInfo | None, now: float, horizon_s: float) -> float:
+    """Return the share of the horizon that a result is there for; one to be computed again counts as none."""
+    if entry is None or entry.soft_at <= now:
+        return 0.0
+    return min(max((entry.expires_at - now) / horizon_s, 0.0), 1.0)
