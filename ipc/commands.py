@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from .messages import Message
-from .records import ComputedResult, PointId, QueryJob, TaskProgress, TaskType
+from .records import ComputedResult, Measure, PointId, QueryJob, TaskProgress, TaskType
 from .settings import WorkerSettings
 
 
@@ -103,6 +103,7 @@ class Progress(Message, tag="progress", frozen=True):
     checkpoint: dict[str, Any] | None = None
     results: tuple[ComputedResult, ...] = ()
     changes: tuple[PointsChanged, ...] = ()
+    measures: tuple[Measure, ...] = ()
 
 
 class Published(Message, tag="published", frozen=True):

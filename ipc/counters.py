@@ -1,7 +1,8 @@
 """Owns the counts of hits and misses: one small file a reader, written by that reader alone, summed by the supervisor.
 
     words  0 magic | 1 pid | 2 start time of the pid | 3 misses | 4 dropped reports | 5 slots | 6 epoch of the store |
-           7 closed | 16... hits of each index slot
+           7 closed | 16... response times of searches that were served, a count a bucket (durations.py) |
+           136... hits of each index slot
 
 Readers stay read-only on the store itself. A row that is closed, or whose process has ended, is added to the sum and
 removed. A row counts the slots of one file of the store: it has that file's epoch.
@@ -19,9 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
-MAGIC = int.from_bytes(b"MGREADR2", "little")
+from .durations import BUCKETS, bucket_of
+
+MAGIC = int.from_bytes(b"MGREADR3", "little")
 W_MAGIC, W_PID, W_START, W_MISSES, W_DROPPED, W_SLOTS, W_EPOCH, W_CLOSED = range(8)
-W_OF_SLOT = 16
+W_OF_BUCKET = 16
+W_OF_SLOT = W_OF_BUCKET + BUCKETS
 
 _ROW_NAME = re.compile(r"(\d+)-(\d+)-\d+")  # pid, its start time, a number
 
@@ -64,9 +68,15 @@ class ReaderCounters:
         self._words[W_SLOTS], self._words[W_EPOCH] = slots, epoch
         self._words[W_MAGIC] = MAGIC
         self._misses = itertools.count(1)
+        self._timed = [itertools.count(1) for _ in range(BUCKETS)]
 
     def miss(self) -> None:
         self._words[W_MISSES] = next(self._misses)
+
+    def timed(self, response_s: float) -> None:
+        """Count how long a search took that was served."""
+        bucket = bucket_of(response_s)
+        self._words[W_OF_BUCKET + bucket] = next(self._timed[bucket])
 
     def set_dropped(self, count: int) -> None:
         self._words[W_DROPPED] = count
@@ -78,13 +88,16 @@ class ReaderCounters:
 
 @dataclass(frozen=True, slots=True)
 class CounterTotals:
-    """`lookups`, `hits` and `dropped` since the fold began; `per_slot` hits since the last fold, of one epoch's slots."""
+    """`lookups`, `hits` and `dropped` since the fold began; since the last fold, `per_slot` the hits of one epoch's slots
+    and `timed` the searches that were served by how long they took: bucket -> count.
+    """
 
     lookups: int
     hits: int
     dropped: int = 0
     per_slot: dict[int, int] = field(default_factory=dict)
     readers: int = 0
+    timed: dict[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +108,24 @@ class _Row:
     epoch: int
     is_closed: bool
     of_slot: dict[int, int]
+    timed: dict[int, int] = field(default_factory=dict)
 
     def with_most(self, seen: _Row) -> _Row:
         """Return this row with no count below what was seen: a thread may store its number after a later one's."""
-        misses = max(self.misses, seen.misses)
-        if self.of_slot == seen.of_slot:
-            return replace(self, misses=misses)
-        of_slot = seen.of_slot | {slot: max(n, seen.of_slot.get(slot, 0)) for slot, n in self.of_slot.items()}
-        return replace(self, misses=misses, hits=sum(of_slot.values()), of_slot=of_slot)
+        of_slot, timed = _most(self.of_slot, seen.of_slot), _most(self.timed, seen.timed)
+        misses, hits = max(self.misses, seen.misses), sum(of_slot.values())
+        return replace(self, misses=misses, hits=hits, of_slot=of_slot, timed=timed)
+
+
+def _most(now: dict[int, int], before: dict[int, int]) -> dict[int, int]:
+    return now if now == before else before | {key: max(n, before.get(key, 0)) for key, n in now.items()}
+
+
+def _add_fresh(sums: dict[int, int], now: dict[int, int], before: dict[int, int]) -> None:
+    """Add to `sums` by how much counts have grown."""
+    for key, count in now.items():
+        if fresh := count - before.get(key, 0):
+            sums[key] = sums.get(key, 0) + fresh
 
 
 class CounterFold:
@@ -117,6 +140,7 @@ class CounterFold:
         """Return the sums; hits of slots are those of the store's file `epoch` alone."""
         sums, readers = list(self._base), 0
         per_slot: dict[int, int] = {}
+        timed: dict[int, int] = {}
         for path in sorted(self._folder.iterdir()) if self._folder.is_dir() else []:
             if (name := _ROW_NAME.fullmatch(path.name)) is None:
                 continue  # not ours: left alone
@@ -131,9 +155,8 @@ class CounterFold:
             if seen is not None:
                 row = row.with_most(seen)
             if row.epoch == epoch and (seen is None or row.hits != seen.hits):
-                for slot, count in row.of_slot.items():
-                    if fresh := count - (seen.of_slot.get(slot, 0) if seen else 0):
-                        per_slot[slot] = per_slot.get(slot, 0) + fresh
+                _add_fresh(per_slot, row.of_slot, seen.of_slot if seen else {})
+            _add_fresh(timed, row.timed, seen.timed if seen else {})
             counts = row.misses, row.hits, row.dropped
             sums = [total + count for total, count in zip(sums, counts, strict=True)]
             if is_alive and not row.is_closed:
@@ -144,7 +167,7 @@ class CounterFold:
                 self._seen.pop(path.name, None)
                 path.unlink(missing_ok=True)
         misses, hits, dropped = sums
-        return CounterTotals(misses + hits, hits, dropped, per_slot, readers)
+        return CounterTotals(misses + hits, hits, dropped, per_slot, readers, timed)
 
 
 def _read(path: Path) -> _Row | None:
@@ -160,9 +183,8 @@ def _read(path: Path) -> _Row | None:
     words = memoryview(raw).cast("Q")
     if words[W_MAGIC] != MAGIC:
         return None
-    hits = np.frombuffer(raw, dtype="<u8", offset=8 * W_OF_SLOT)  # 4,096 slots: 10 us; 150 us without numpy
-    counted = hits.nonzero()[0]
-    of_slot = dict(zip(counted.tolist(), hits[counted].tolist(), strict=True))
+    counts = np.frombuffer(raw, dtype="<u8", offset=8 * W_OF_BUCKET)  # 4,096 slots: 10 us; 150 us without numpy
+    of_slot = _counted(counts[BUCKETS:])
     return _Row(
         misses=words[W_MISSES],
         hits=sum(of_slot.values()),
@@ -170,4 +192,11 @@ def _read(path: Path) -> _Row | None:
         epoch=words[W_EPOCH],
         is_closed=bool(words[W_CLOSED]),
         of_slot=of_slot,
+        timed=_counted(counts[:BUCKETS]),
     )
+
+
+def _counted(counts: np.ndarray[tuple[int], np.dtype[np.uint64]]) -> dict[int, int]:
+    """Return index -> count of those that are not 0."""
+    places = counts.nonzero()[0]
+    return dict(zip(places.tolist(), counts[places].tolist(), strict=True))

@@ -209,6 +209,12 @@ class ListExecutions(Message, tag="list_executions", frozen=True):
     status: str | None = None
 
 
+class Quality(Message, tag="quality", frozen=True):
+    """Ask what is known of quality, with counts and intervals, over the last so many days of UTC: Report."""
+
+    days: int = 30
+
+
 class Resources(Message, tag="resources", frozen=True):
     """Ask for the governor's last readings and decision: Report."""
 
@@ -269,6 +275,7 @@ Request = (
     | CacheStats
     | ExecutionStats
     | ListExecutions
+    | Quality
     | Resources
     | ListDecisions
     | GetSnapshot

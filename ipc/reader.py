@@ -209,6 +209,11 @@ class ResultReader:
         if file is not None and file.counters is not None:
             file.counters.close()
 
+    def timed(self, response_s: float) -> None:
+        """Count how long a search took that this reader's results served, as its caller saw it."""
+        if self._file is not None and self._file.counters is not None:
+            self._file.counters.timed(response_s)
+
     def count_dropped(self, count: int) -> None:
         """Report how many searches of this process could not be counted so far."""
         if self._file is not None and self._file.counters is not None:

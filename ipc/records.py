@@ -185,6 +185,21 @@ class QueryJob(Record, frozen=True):
     judgments: dict[str, float] = {}
 
 
+class Measure(Record, frozen=True):
+    """The best documents for one query in two orders, the vector search's (before) and the reranker's (after).
+
+    `ndcg` and `mrr`: (before, after) at 10 by the query's judgments, None without any. `overlap`: the share of the first
+    ten that both have; `agreement`: rank-biased overlap of the two orders. Both 0..1, and neither says which is better.
+    """
+
+    query_text: str
+    reranker: str
+    overlap: float
+    agreement: float
+    ndcg: tuple[float, float] | None = None
+    mrr: tuple[float, float] | None = None
+
+
 class Point(Record, frozen=True):
     """A point on its way to or from a vector store. `vector` is little-endian float32, shape (D,), or None."""
 

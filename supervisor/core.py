@@ -60,6 +60,7 @@ from .params import bounds, jobs_for, params_of_schedule
 from .planning import SPARE_S, spare_s
 from .polls import Poll, Polls
 from .popularity import Popularity
+from .quality import QualityLog
 from .queue import Queue, QueuePolicy
 from .results import CachePolicy, ResultKeeper
 from .state import Action, SendCommand, SendReply, Worker
@@ -127,7 +128,7 @@ class Core:
         self._actions: list[Action] = []
         self._searches, self._rate_hz, self._counted_at = 0, 0.0, 0.0
         self._salt = int(started_at * 1e6)
-        self.decisions = DecisionLog()
+        self.decisions, self.quality = DecisionLog(), QualityLog()
         self._freshness = Freshness(keeper, popularity, settings.collections)
         self._snapshot, self._next_snapshot_at = snapshot, started_at + SNAPSHOT_PERIOD_S
         self._next_sample_at = self._next_save_at = 0.0
@@ -139,6 +140,8 @@ class Core:
         self.feed = Feed(int(started_at * 1e6))
         self._restore(started_at)
         self.sample(started_at)
+        # from now on: what readers that were there already had counted was counted before
+        keeper.on_counts = self.quality.looked_up
         self.feed.known(self.queue.open(), self._seen())
 
     def _restore(self, now: float) -> None:
@@ -370,6 +373,8 @@ class Core:
             if event.checkpoint is not None:
                 self.journal.save_checkpoint(event.task_id, event.attempt, event.checkpoint)
             record = self.queue.get(event.task_id)
+            if record is not None:
+                self.journal.quality.add_measures(record.collection, event.measures, now)
             is_asked_for = record is not None and "queries" in record.params
             self.publish(event.results, now, is_asked_for=is_asked_for)
 
@@ -493,6 +498,8 @@ class Core:
         self.journal.save_queries(self.popularity.records(now))
         self.journal.save_demand(self.keeper.admission.weights)
         self.journal.add_decisions(self.decisions.take(is_last=is_last))
+        self.journal.quality.add_days(self.quality.take())
+        self.journal.quality.sum_up(now)
         self.journal.prune(now)
         self._next_save_at = now + SAVE_PERIOD_S
         if is_last or now >= self._next_snapshot_at:

@@ -22,6 +22,7 @@ import msgspec
 from ..ipc.errors import ConfigError
 from ..ipc.records import DecisionRow, ExecutionRecord, QueryRecord, ScheduleRecord, TaskRecord, TaskStatus, TaskType
 from .decisions import KEPT_DECISIONS, KEPT_DECISIONS_S, page
+from .quality_tables import QUALITY, QualityTables
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,7 @@ class Journal:
             self.rebuilt_because = f"{path} was damaged ({error}); it is kept as {aside.name} and a new one was begun"
             log.error("%s", self.rebuilt_because)
             self._db = self._open(path)
+        self.quality = QualityTables(self._db, self._write, self._rows)
         self._unfolded = 0  # pages in the log, about
         if path is not None:
             _reserve(path.with_name(path.name + "-wal"))
@@ -135,6 +137,7 @@ class Journal:
                 _make_tasks_compact(db)
             if version in (1, 2, 3, 4):
                 db.executescript(f"begin; {DECISION} pragma user_version = 5; commit;")
+            db.executescript(QUALITY)
             db.execute(f"pragma wal_autocheckpoint = {2 * LOG_PAGES}")  # should `tidy` not be called
             # not quick_check: it passes an index that disagrees with its table, which fails at the first read
             (verdict,) = db.execute("pragma integrity_check(1)").fetchone()
@@ -393,6 +396,7 @@ class Journal:
         # by number as well: of a clock that was far ahead, or set to and fro, no row would ever be old
         self._write("delete from decision where started_at < ?", (now - KEPT_DECISIONS_S,))
         self._write("delete from decision where n <= (select max(n) from decision) - ?", (KEPT_DECISIONS,))
+        self.quality.prune(now)
 
     def _rows(self, kind: type[T], sql: str, *values: Any) -> Iterator[T]:
         for (blob,) in self._db.execute(sql, values):

@@ -154,6 +154,11 @@ class Popularity:
         query = self._queries.get(key)
         return 0.0 if query is None else query.score(now)
 
+    def response_s(self, key: str) -> float | None:
+        """Return the mean time of a query's searches; None where none was timed."""
+        query = self._queries.get(key)
+        return query.response_s / query.timed if query is not None and query.timed else None
+
     def evidence(self, key: str, now: float) -> Evidence:
         """Return what speaks for the query being asked again; NOTHING for one never seen or forgotten."""
         query = self._queries.get(key)

@@ -18,9 +18,10 @@ from .core import PING, Core
 from .decisions import page
 from .feed import Reader
 from .params import check_params
+from .quality import KEPT_DAYS
 from .reload import Changes
 from .state import Gathering, ReplyTo, Waiter
-from .status import activity, execution_stats, resources, service_status
+from .status import activity, execution_stats, quality, resources, service_status
 
 MAX_ROWS = 1000  # of any list in one reply
 MAX_WAIT_S = 60.0  # of a long poll: the client asks again
@@ -80,6 +81,9 @@ class Requests:
                 return m.Report(rid=rid, report=core.keeper.stats(now))
             case m.ExecutionStats():
                 return m.Report(rid=rid, report=execution_stats(core))
+            case m.Quality():
+                core.collect_counts(now)
+                return m.Report(rid=rid, report=quality(core, now, _days(request.days)))
             case m.Submit():
                 return self._submit(request, reply_to, now)
             case m.SubmitMany():
@@ -124,6 +128,7 @@ class Requests:
                 check_number("response_s", request.response_s)
                 if not request.was_looked_up:
                     core.search_seen()
+                core.quality.searched(request.collection, request.response_s, now)
                 key = core.popularity.track(request.query, request.collection, request.scope, request.response_s, now)
                 return m.Tracked(rid=rid, query_hash=key)
             case m.ListQueries():
@@ -266,6 +271,7 @@ class Requests:
         self._core.journal.add_judgment(
             key, request.query, request.collection, request.document_id, request.relevance, now
         )
+        self._core.quality.fed_back(request.collection, request.relevance, now)
         return m.Done(rid=request.rid)
 
     def _decisions(self, request: m.ListDecisions, now: float) -> m.Reply:
@@ -343,6 +349,12 @@ def _bounded(limit: int) -> int:
     if limit < 0:
         raise InvalidArgument(f"limit must be 0 or more, not {limit}")
     return min(limit, MAX_ROWS)
+
+
+def _days(days: int) -> int:
+    if not 1 <= days <= KEPT_DAYS:
+        raise InvalidArgument(f"days must be 1 to {KEPT_DAYS}, not {days}")
+    return days
 
 
 def _collection_or_all(name: str | None) -> str | None:

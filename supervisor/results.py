@@ -5,7 +5,8 @@ The store itself is ipc/store.py; which results a change can alter is affected.p
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,7 @@ class ResultKeeper:
         self._changes: deque[Change] = deque()
         self._forgotten_seq = 0  # the last change that is not in `_changes` any more
         self._void: set[str] = set()
+        self.on_counts: Callable[[int, int, Mapping[str, int], Mapping[int, int], float], None] | None = None
         for entry in store.entries():
             self._note(entry)
         self.admission.restore((entry.key_hash, entry.expires_at) for entry in store.entries())
@@ -225,7 +227,8 @@ class ResultKeeper:
     def collect_counts(self, now: float) -> int:
         """Take over what the readers counted since the last call; return how many lookups that were."""
         totals = self._fold.fold(self.store.epoch)
-        fresh = totals.lookups - self._lookups
+        fresh, fresh_hits = totals.lookups - self._lookups, totals.hits - self._hits
+        by_collection: Counter[str] = Counter()
         self._lookups, self._hits, self._dropped = totals.lookups, totals.hits, totals.dropped
         if totals.per_slot:
             by_slot = {entry.slot: entry for entry in self.store.entries()}
@@ -233,6 +236,9 @@ class ResultKeeper:
                 if (entry := by_slot.get(slot)) is not None:  # else: replaced since; counted in the totals alone
                     self.store.count_use(slot, hits, now)
                     self._used(entry, hits, now)
+                    by_collection[entry.collection] += hits
+        if self.on_counts is not None:
+            self.on_counts(fresh, fresh_hits, by_collection, totals.timed, now)
         return fresh
 
     def _used(self, entry: EntryInfo, hits: int, now: float) -> None:
@@ -246,6 +252,15 @@ class ResultKeeper:
     def misses(self) -> int:
         """How many lookups found nothing, as far as they were collected."""
         return self._lookups - self._hits
+
+    def response_times(self) -> Iterator[float]:
+        """Yield how long each query that has a result took when it was searched for, on average, as far as it is known."""
+        for key, (text, collection, _) in self._names.items():
+            # the search of an application's own is tracked without what else it was asked with
+            for one in (key, query_hash(text, collection)):
+                if (response_s := self._popularity.response_s(one)) is not None:
+                    yield response_s
+                    break
 
     def stats(self, now: float) -> dict[str, Any]:
         """Return the keys of `PrecomputedSearchCache.get_cache_stats`."""

@@ -6,12 +6,14 @@ from typing import Any
 
 from ..ipc.commands import Role
 from ..ipc.records import ExecutionRecord, QueryRecord, ScheduleRecord, TaskRecord, TaskStatus, TaskType
-from . import procfs
+from . import evidence, procfs
 from .cgroup import in_force
 from .core import Core
+from .quality import day_of
 from .scheduler import period_s
 from .waiting import wait_of
 
+QUALITY_DAYS = 30  # that the figures of quality are of, where nobody asks for more
 WAITING_ROWS = 100  # tasks whose wait is explained in the status, the next in turn; `tasks list` explains any
 
 
@@ -69,6 +71,7 @@ def service_status(core: Core, now: float, pid: int) -> dict[str, Any]:
         "resources": resources(core),
         "execution": execution_stats(core),
         "cache": core.keeper.stats(now),
+        "quality": summary(core, now),
         "scheduled_tasks": len(core.schedules),
         "tasks": {"pending": len(pending), "running": len(open_tasks) - len(pending)},
         "running": [
@@ -168,7 +171,29 @@ def activity(core: Core, limit: int, now: float) -> dict[str, Any]:
         "executions": [execution_row(e) for e in core.journal.executions(limit)],
         "quality_trends": [trend_row(e) for e in core.journal.executions(limit, only_measured=True)],
         "popular_queries": [query_row(q) for q in core.popularity.popular(now, None, limit, 1)],
+        "quality": summary(core, now),
     }
+
+
+def quality(core: Core, now: float, days: int = QUALITY_DAYS) -> dict[str, Any]:
+    """Return what is known of quality in the last so many days: the keys of evidence.report."""
+    since, tables = evidence.first_day(now, days), core.journal.quality
+    tables.sum_up(now)
+    return evidence.report(
+        [*tables.days(day_of(since)), *core.quality.rows()],
+        tables.measured(since),
+        tables.measured_days(day_of(since)),
+        core.keeper.response_times(),
+        since=since,
+        now=now,
+    )
+
+
+def summary(core: Core, now: float) -> dict[str, Any]:
+    """Return the same of QUALITY_DAYS, without the single days."""
+    found = quality(core, now)
+    del found["history"]
+    return found
 
 
 def execution_row(e: ExecutionRecord) -> dict[str, Any]:

@@ -744,7 +744,9 @@ def test_the_status_has_the_keys_of_the_text(service: BackgroundProcessingServic
 
 def test_the_recent_activity_has_the_keys_of_the_text(fill: Fill, config: Config) -> None:
     with BackgroundProcessingService(fill("docs", shift=1), WordOverlap(), 300, False, config=config) as service:
-        assert service.get_recent_activity() == {"executions": [], "quality_trends": [], "popular_queries": []}
+        activity = service.get_recent_activity()
+        assert activity.pop("quality")["collections"] == []
+        assert activity == {"executions": [], "quality_trends": [], "popular_queries": []}
         for query in JUDGED_QUERIES:
             service.track_search_query(query["text"], "docs", response_time=0.12)
             for document_id, grade in query["judgments"].items():
@@ -757,7 +759,9 @@ def test_the_recent_activity_has_the_keys_of_the_text(fill: Fill, config: Config
         assert len(activity["popular_queries"]) == len(JUDGED_QUERIES)
         assert {one["query"] for one in activity["popular_queries"]} == {one["text"] for one in JUDGED_QUERIES}
         assert all(one["access_count"] == 1 for one in activity["popular_queries"])
+        assert [one["collection_name"] for one in activity["quality"]["collections"]] == ["docs"]
         short = service.get_recent_activity(limit=1)
+        del short["quality"]
         assert [len(rows) for rows in short.values()] == [1, 1, 1]
 
 

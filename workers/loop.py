@@ -170,6 +170,7 @@ class TaskWorker:
                 checkpoint=step.checkpoint,
                 results=step.results,
                 changes=step.changes,
+                measures=step.measures,
             )
         )
         self._count_step()

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..ipc.records import PointId
+from ..ipc.records import Measure, PointId
+
+PERSISTENCE = 0.9  # of rank-biased overlap: the first ten ranks have 86 % of the weight (Webber et al. 2010, table 1)
 
 
 def is_judged(judgments: Mapping[str, float]) -> bool:
@@ -42,6 +44,45 @@ def reciprocal_rank(ranked: Sequence[PointId], judgments: Mapping[str, float], k
 def recall(found: Sequence[PointId], wanted: Sequence[PointId]) -> float:
     """Return the share of `wanted` that is in `found`; 1 where nothing is wanted."""
     return len(set(found) & set(wanted)) / len(set(wanted)) if wanted else 1.0
+
+
+def overlap(one: Sequence[PointId], other: Sequence[PointId], k: int = 10) -> float:
+    """Return the share of the first k that two orders of the same documents have in common; 1 where there are none."""
+    depth = min(k, len(one), len(other))
+    return len(set(one[:depth]) & set(other[:depth])) / depth if depth else 1.0
+
+
+def rank_agreement(one: Sequence[PointId], other: Sequence[PointId], p: float = PERSISTENCE) -> float:
+    """Return the rank-biased overlap of two orders, 0..1: 1 for the same one (Webber, Moffat and Zobel 2010).
+
+    Of the first k, where the shorter ends, and extrapolated: beyond, they are taken to agree as they do at k. 1 where
+    there are none.
+    """
+    depth = min(len(one), len(other))
+    seen_once: set[PointId] = set()
+    common, total, agreement = 0, 0.0, 1.0
+    for rank in range(depth):
+        for point_id in (one[rank], other[rank]):
+            common += point_id in seen_once
+            seen_once.add(point_id)
+        agreement = common / (rank + 1)
+        total += (1 - p) * p**rank * agreement
+    return total + p**depth * agreement
+
+
+def measured(
+    query: str, reranker: str, before: Sequence[PointId], after: Sequence[PointId], judgments: Mapping[str, float]
+) -> Measure:
+    """Return what is known of a query's two orders, the best of `before` and of `after`."""
+    is_known = is_judged(judgments)
+    return Measure(
+        query_text=query,
+        reranker=reranker,
+        overlap=overlap(before, after),
+        agreement=rank_agreement(before, after),
+        ndcg=(ndcg(before, judgments), ndcg(after, judgments)) if is_known else None,
+        mrr=(reciprocal_rank(before, judgments), reciprocal_rank(after, judgments)) if is_known else None,
+    )
 
 
 @dataclass(frozen=True, slots=True)

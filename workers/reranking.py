@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import msgspec
 from msgspec.structs import replace
 
-from ..ipc.records import ComputedResult, Hit, QueryJob, TaskProgress
+from ..ipc.records import ComputedResult, Hit, Measure, QueryJob, TaskProgress
 from .checking import AT_ONCE, outdated, still_holds
 from .fingerprint import fingerprint
 from .in_place import eta_s
-from .quality import is_judged, ndcg
+from .quality import is_judged, measured, ndcg
 from .search import K, compute
 from .sizes import check_size
 from .task import Job, Outcome, Step, Steps, Tools
@@ -53,7 +53,7 @@ def rerank(job: Job, tools: Tools) -> Steps:
     while start < len(todo):
         chunk = todo[start : start + size]
         step_began_at = tools.clock()
-        results = _computed(chunk, job.collection, tools, at)
+        results, measures = _computed(chunk, job.collection, tools, at)
         start += len(chunk)
         size = next_size(size, tools.clock() - step_began_at)
         at.done += [fingerprint(query.text) for query in chunk]
@@ -66,7 +66,7 @@ def rerank(job: Job, tools: Tools) -> Steps:
             note="reranking queries",
             eta_s=eta_s(at.elapsed_s - elapsed_before_s, len(at.done) - done_before, left),
         )
-        yield Step(progress, msgspec.to_builtins(at), results)
+        yield Step(progress, msgspec.to_builtins(at), results, measures=measures)
     before, after = _means(at)
     return Outcome(
         result=_result(job, at, tools),
@@ -83,9 +83,11 @@ def next_size(size: int, took_s: float) -> int:
     return min(2 * size, MOST_AT_ONCE) if took_s < STEP_S / 2 else size
 
 
-def _computed(chunk: Sequence[QueryJob], collection: str, tools: Tools, at: Checkpoint) -> tuple[ComputedResult, ...]:
-    """Compute the results of some queries, and add them to the sums."""
-    settings, results = tools.settings.rerank, []
+def _computed(
+    chunk: Sequence[QueryJob], collection: str, tools: Tools, at: Checkpoint
+) -> tuple[tuple[ComputedResult, ...], tuple[Measure, ...]]:
+    """Compute the results of some queries, and what reranking changed in each; add them to the sums."""
+    settings, results, measures = tools.settings.rerank, [], []
     problems: dict[str, str] = {}
     for query, result, candidates in compute(
         chunk,
@@ -107,11 +109,14 @@ def _computed(chunk: Sequence[QueryJob], collection: str, tools: Tools, at: Chec
                 at.kept += 1
                 continue
         results.append(result)
+        if result.rerank_scores:
+            before_ids = _ids(candidates)[: len(result.ids)]
+            measures.append(measured(query.text, tools.reranker.name, before_ids, result.ids, query.judgments))
         if is_judged(query.judgments):
             at.judged += 1
             at.before_sum += ndcg(_ids(candidates)[: settings.top_k], query.judgments, K)
             at.after_sum += ndcg(result.ids, query.judgments, K)
-    return tuple(results)
+    return tuple(results), tuple(measures)
 
 
 def _has_better(query: QueryJob, collection: str, candidates: Sequence[Hit], tools: Tools) -> bool:

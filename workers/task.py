@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..ipc.commands import PointsChanged
-from ..ipc.records import ComputedResult, QueryJob, TaskProgress, TaskType
+from ..ipc.records import ComputedResult, Measure, QueryJob, TaskProgress, TaskType
 from ..ipc.result import CachedResult
 from ..ipc.settings import WorkerSettings
 from .query_vectors import QueryVectors
@@ -98,6 +98,7 @@ class Step:
     checkpoint: dict[str, Any] | None = None  # None: resume where the last one said
     results: tuple[ComputedResult, ...] = ()
     changes: tuple[PointsChanged, ...] = ()  # of documents, by this step
+    measures: tuple[Measure, ...] = ()  # of the queries that this step reranked
 
 
 class Outcome(msgspec.Struct, frozen=True):

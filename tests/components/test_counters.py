@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from morgan.background.ipc.counters import CounterFold, CounterTotals, ReaderCounters, start_time
+from morgan.background.ipc.durations import bucket_of
 
 SLOTS = 4
 
@@ -142,6 +143,27 @@ def test_a_closed_row_is_folded_once_while_its_process_lives_on(tmp_path: Path) 
     assert fold.fold() == totals(3, 2, {}, 1)
     rows[1].close()
     assert fold.fold() == fold.fold() == totals(3, 2)
+
+
+def test_response_times_are_counted_by_bucket_and_given_out_once(tmp_path: Path) -> None:
+    fold, rows = CounterFold(tmp_path), [ReaderCounters(tmp_path, SLOTS, epoch) for epoch in (0, 1)]
+    for row in rows:
+        for seconds in (20e-6, 20e-6, 3e-3):
+            row.timed(seconds)
+    slow, fast = bucket_of(3e-3), bucket_of(20e-6)
+    assert fold.fold(1).timed == {fast: 4, slow: 2}  # those of a store that was replaced as well
+    rows[0].timed(20e-6)
+    rows[0].close()
+    assert fold.fold(1).timed == {fast: 1}
+    threads = [threading.Thread(target=lambda: [rows[1].timed(3e-3) for _ in range(500)]) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    rows[1].timed(3e-3)  # a thread may have stored its number late: the next one is above all of them
+    assert fold.fold(1).timed == {slow: 2001}
+    assert fold.fold(1).timed == {}
+    rows[1].close()
 
 
 def test_reports_a_reader_dropped_are_summed_too(tmp_path: Path) -> None:

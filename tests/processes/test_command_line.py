@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from morgan.background.ipc import calls
+from morgan.background.ipc import calls, messages
+from morgan.background.ipc.errors import InvalidArgument
 from tests.processes.conftest import some_documents
 from tests.processes.daemons import Daemon
 
@@ -112,6 +113,26 @@ def test_the_cache_shows_what_it_holds_and_lets_it_go(daemon: Daemon, docs: str)
     assert "total_cached_queries" in daemon.cli("cache")
     assert "1 results dropped" in daemon.cli("cache", "invalidate", "--collection", docs)
     assert "not in the cache" in daemon.cli("cache", "get", text, docs, code=1)
+
+
+def test_what_is_known_of_quality_is_said_with_its_counts_and_drawn(bare: Daemon, tmp_path: Path) -> None:
+    for number in range(25):
+        bare.client.request(messages.Track(query=f"q{number}", collection="some", response_s=0.25))
+        bare.client.request(
+            messages.Feedback(query="q", collection="some", document_id=str(number), relevance=number % 5)
+        )
+    found = parsed(bare, "quality", "--days", "2")
+    (some,) = [one for one in found["collections"] if one["collection_name"] == "some"]
+    assert some["response_time"]["count"] == some["satisfaction"]["count"] == 25
+    assert some["response_time"]["p50_low_s"] <= 0.25 * 1.1
+    assert 0.6 < some["satisfaction"]["low"] < some["satisfaction"]["value"] == 0.8
+    assert some["satisfaction"]["trend"]["note"] == "not enough yet: 1 of 3 days with feedback"
+    assert "some: satisfaction: 80 % (61 % to 91 %) of 25 judgments positive" in bare.cli("status")
+    picture = tmp_path / "a.png"
+    assert str(picture) in bare.cli("quality", "--plot", str(picture))
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(InvalidArgument, match="days must be 1 to 400"):
+        bare.client.request(messages.Quality(days=0))
 
 
 def test_what_the_governor_decided_is_listed_and_drawn(bare: Daemon, tmp_path: Path) -> None:

@@ -144,6 +144,12 @@ def test_a_rerank_is_measured_by_the_judgments_and_read_by_another_process_witho
     assert trend["improvement"] == result["quality_improvement"]
     popular = expect(messages.QueryList, client.request(messages.ListQueries(collection="judged", min_frequency=3)))
     assert {query.query_text for query in popular.queries} == {query["text"] for query in judged}
+    of_all = expect(messages.Report, client.request(messages.Quality(days=1))).report["collections"]
+    (known,) = [one for one in of_all if one["collection_name"] == "judged"]
+    assert known["judged"]["note"] == "not enough yet: 5 of 20 judged queries"
+    assert known["agreement"]["note"] == "not enough yet: 5 of 20 reranked queries"
+    grades = [grade for query in judged for grade in query["judgments"].values()]
+    assert known["satisfaction"]["count"] == len(grades)
     stats = expect(messages.Report, client.request(messages.CacheStats())).report
     assert stats["total_cached_queries"] >= 5
     assert stats["cache_hits"] >= 15  # the two reads of each process elsewhere, and ours

@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 from ir_measures import RR, nDCG
 
 from morgan.background.workers.bm25 import bm25
-from morgan.background.workers.quality import is_judged, ndcg, paired_bootstrap, recall, reciprocal_rank
+from morgan.background.workers.quality import (
+    is_judged,
+    measured,
+    ndcg,
+    overlap,
+    paired_bootstrap,
+    rank_agreement,
+    recall,
+    reciprocal_rank,
+)
 
 rankings = st.lists(st.integers(0, 30), unique=True, max_size=20)
 grades = st.dictionaries(st.integers(0, 30).map(str), st.integers(0, 3).map(float), min_size=1, max_size=15)
@@ -79,3 +88,36 @@ def test_bm25_scores_any_text_and_never_below_zero(query: str, texts: list[str])
     found = bm25(query, texts)
     assert found.shape == (len(texts),)
     assert (found >= 0).all()
+
+
+def by_definition(one: list[int], other: list[int], p: float) -> float:
+    """Return rank-biased overlap as the infinite sum it is: what lies beyond the lists agrees as at their end."""
+    shared = [len(set(one[:depth]) & set(other[:depth])) / depth for depth in range(1, len(one) + 1)]
+    shared += [shared[-1]] * 600
+    return (1 - p) * sum(agreement * p**depth for depth, agreement in enumerate(shared))
+
+
+@given(rankings.filter(bool), st.randoms(use_true_random=False), st.sampled_from([0.5, 0.9]))
+def test_rank_agreement_is_the_sum_it_stands_for(ranked: list[int], random: object, p: float) -> None:
+    other = list(ranked)
+    random.shuffle(other)  # type: ignore[attr-defined]
+    for end in (len(ranked), (len(ranked) + 1) // 2):
+        assert rank_agreement(ranked[:end], other[:end], p) == pytest.approx(
+            by_definition(ranked[:end], other[:end], p)
+        )
+
+
+def test_rank_agreement_is_one_for_the_same_order_and_weighs_the_top() -> None:
+    order = list(range(10))
+    assert rank_agreement(order, order) == pytest.approx(1.0)
+    assert rank_agreement(order, list(range(10, 20))) == 0.0
+    assert rank_agreement(order, [1, 0, *order[2:]]) < rank_agreement(order, [*order[:8], 9, 8])
+    assert (overlap(order, order[::-1]), overlap([1, 2], [2, 3]), overlap([], [])) == (1.0, 0.5, 1.0)
+
+
+def test_a_query_without_judgments_is_measured_by_agreement_alone() -> None:
+    found = measured("q", "r", [1, 2, 3], [3, 2, 1], {"9": 0.0})
+    assert (found.ndcg, found.mrr, found.overlap) == (None, None, 1.0)
+    judged = measured("q", "r", [1, 2, 3], [3, 2, 1], {"3": 1.0})
+    assert judged.ndcg == (0.5, 1.0)
+    assert judged.mrr == (pytest.approx(1 / 3), 1.0)

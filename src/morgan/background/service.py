@@ -125,7 +125,7 @@ class BackgroundProcessingService:
         return report
 
     def get_recent_activity(self, limit: int = 20) -> dict[str, Any]:
-        """Return executions, quality_trends and popular_queries, each a list of at most `limit` dicts."""
+        """Return executions, quality_trends and popular_queries, each a list of at most `limit` dicts, and quality."""
         return expect(messages.Report, self._lane.request(messages.Activity(limit=limit))).report
 
 

@@ -120,13 +120,16 @@ class Answers:
     def key(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Key | None:
         return self._signature.key(args, kwargs)
 
-    def held(self, key: Key) -> tuple[bool, Any]:
+    def held(self, key: Key, began: float) -> tuple[bool, Any]:
         """Return whether there is a result, and the result: a fresh copy, the caller's to change."""
-        found = self._lane().reader.get(key.query, key.collection, key.scope)
+        reader = self._lane().reader
+        found = reader.get(key.query, key.collection, key.scope)
         if found is None:
             return False, None
         decode = self._terms.decode
-        return True, decode(found) if decode and not key.scope else found.fresh_metadata()[0][VALUE]
+        value = decode(found) if decode and not key.scope else found.fresh_metadata()[0][VALUE]
+        reader.timed(time.perf_counter() - began)
+        return True, value
 
     def keep(self, key: Key, value: Any, began: float) -> None:
         """Post what was computed, and how long that took. Never raises for want of a service."""
@@ -168,7 +171,7 @@ def wrapped(lane: Callable[[], Lane], search: Callable[P, T], terms: Terms) -> C
             began, key = time.perf_counter(), answers.key(args, kwargs)
             if key is None:
                 return await search_async(*args, **kwargs)
-            is_held, value = answers.held(key)
+            is_held, value = answers.held(key, began)
             if not is_held:
                 value = await search_async(*args, **kwargs)
                 answers.keep(key, value, began)
@@ -181,7 +184,7 @@ def wrapped(lane: Callable[[], Lane], search: Callable[P, T], terms: Terms) -> C
         began, key = time.perf_counter(), answers.key(args, kwargs)
         if key is None:
             return search(*args, **kwargs)
-        is_held, value = answers.held(key)
+        is_held, value = answers.held(key, began)
         if not is_held:
             value = search(*args, **kwargs)
             answers.keep(key, value, began)

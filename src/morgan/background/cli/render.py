@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 MISSING = "-"
@@ -92,6 +92,7 @@ def status(report: Mapping[str, Any]) -> str:
         lines.append(
             f"runs      {one.get('task_id')}: {of}, {one.get('note') or 'started'}, ETA {duration(one.get('eta_s'))}"
         )
+    lines += [f"quality   {line}" for line in quality(report.get("quality", {}))]
     lines += [f"waits     {one.get('task_id')}: {one.get('why')}" for one in report.get("waiting", [])]
     lines += [f"paused    {name or 'everything'}" for name in report.get("paused", [])]
     lines += [f"problem   {problem}" for problem in report.get("problems", [])]
@@ -106,6 +107,73 @@ def status(report: Mapping[str, Any]) -> str:
         ]
         lines += ["", table(("worker", "role", "pid", "state", "last beat", "steps", "MiB", "task"), rows)]
     return "\n".join(lines)
+
+
+def quality(report: Mapping[str, Any]) -> list[str]:
+    """Return what a quality report says, a line a figure; of what nothing is known yet, nothing."""
+    hit_rate, times = report.get("hit_rate", {}), report.get("response_time", {})
+    lines = [
+        _evidence("hit rate", hit_rate, f"{_span(hit_rate, percent)} of {hit_rate.get('count')} lookups"),
+        _evidence("response time", gain := times.get("gain", {}), _gain(gain)),
+    ]
+    for one in report.get("collections", []):
+        name, judged, alike = one["collection_name"], one["judged"], one["agreement"]
+        for metric in ("nDCG@10", "MRR@10"):
+            found = judged.get(metric, {})
+            words = f"{found.get('before')} before reranking, {found.get('after')} after: {_span(found, _signed)}"
+            lines.append(_evidence(f"{name}: {metric}", judged, f"{words}, {judged['count']} judged queries"))
+            if "note" in judged:
+                break  # once is enough
+        spans = f"overlap@10 {_span(alike.get('overlap@10', {}), percent)}"
+        words = f"the reranker's first ten and the vector search's: {spans}, {alike['count']} queries"
+        lines.append(_evidence(f"{name}: rank agreement", alike, words))
+        happy = one["satisfaction"]
+        lines.append(_evidence(f"{name}: satisfaction", happy, _satisfaction(happy)))
+    return [line for line in lines if line]
+
+
+def _evidence(what: str, found: Mapping[str, Any], words: str) -> str:
+    """Return a line: the figure in `words`, or how much is missing; "" where there is nothing at all."""
+    if "note" in found:
+        return f"{what}: {found['note']}" if found.get("count") else ""
+    return f"{what}: {words}" if found else ""
+
+
+def _span(found: Mapping[str, Any], shown: Callable[[Any], str]) -> str:
+    return f"{shown(found.get('value'))} ({shown(found.get('low'))} to {shown(found.get('high'))})"
+
+
+def _signed(value: Any) -> str:
+    return MISSING if value is None else f"{float(value):+.3f}"
+
+
+def _gain(gain: Mapping[str, Any]) -> str:
+    if "value" not in gain:
+        return ""
+    return (
+        f"{text(gain['value'])} times as fast from the store ({text(gain['low'])} to {text(gain['high'])}): median"
+        f" {short(gain['served_s'])} of {gain['served']} searches, {short(gain['searched_s'])} when these {gain['count']}"
+        " queries were computed"
+    )
+
+
+def short(seconds: float) -> str:
+    """Return a response time in the unit it is read in: 4.1 µs, 12 ms."""
+    return f"{seconds * 1e6:.3g} µs" if seconds < 1e-3 else f"{seconds * 1e3:.3g} ms"
+
+
+def _satisfaction(found: Mapping[str, Any]) -> str:
+    trend = found.get("trend", {})
+    words = f"{_span(found, percent)} of {found.get('count')} judgments positive"
+    if "note" in trend:
+        return f"{words}; trend: {trend['note']}"
+    if not trend:
+        return words
+    points = {name: 100 * 7 * trend[name] for name in ("value", "low", "high")}
+    return (
+        f"{words}; {trend['direction']}: {points['value']:+.1f} points a week"
+        f" ({points['low']:+.1f} to {points['high']:+.1f})"
+    )
 
 
 def result(outcome: Mapping[str, Any]) -> str:
