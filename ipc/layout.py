@@ -8,6 +8,7 @@
 
     record xxh3-64 of the body | body, zeroes up to the end of its last block included
     body   fixed fields | key | ids | scores | rerank scores | embedding | candidates | rows' texts | the query's texts
+    alias  the same without embedding, candidates and rows' texts | the record that has these texts, and its checksum
 
 The rule for changing any of it: change LAYOUT_VERSION with it. A file of another version is rebuilt, never read.
 """
@@ -26,7 +27,7 @@ from .query import key64, key_bytes
 from .records import ComputedResult, PointId
 
 MAGIC = int.from_bytes(b"MGRESULT", "little")
-LAYOUT_VERSION = 2
+LAYOUT_VERSION = 3
 
 # header words
 W_MAGIC, W_VERSION, W_SLOTS, W_ARENA_START, W_ARENA_END, W_SUPERSEDED, W_WRITER, W_EPOCH = range(8)
@@ -48,6 +49,12 @@ FIRST = struct.Struct("<QdQIIIIIIII")
 
 REST = struct.Struct("<dddddIIII")
 """See Head. 56 bytes."""
+
+SHARED = struct.Struct("<QQ")
+"""The end of an alias: where the record lies whose rows' texts are its own too (a pointer of version 0); its checksum."""
+
+ALIAS = 1 << 31
+"""Added to `pair` in an alias: who reads it as one finds no pair of that number, so a record of its own costs nothing more."""
 
 CHECKSUM_BYTES = 8
 FIXED = FIRST.size + REST.size  # 112: what follows begins at a multiple of 8
@@ -87,8 +94,8 @@ class First(NamedTuple):
     key64: int
     expires_at: float  # Unix time from which it is a miss
     generation: int
-    pair: int  # of the generation table
-    length: int  # of the body without its padding
+    pair: int  # of the generation table; ALIAS more in an alias
+    length: int  # of the body without its padding; of an alias, of the body it stands for
     key_length: int
     rows: int
     id_kind: int
@@ -119,8 +126,11 @@ class Head(NamedTuple):
 
 
 def slots_for(capacity: int) -> int:
-    """Return the number of index slots: a power of two, at most a quarter full, which leaves room for removed keys."""
-    return 1 << max(4 * capacity - 1, 63).bit_length()
+    """Return the number of index slots: a power of two, at most a quarter full, which leaves room for removed keys.
+
+    That is with as many aliases as entries.
+    """
+    return 1 << max(8 * capacity - 1, 63).bit_length()
 
 
 def index_word(slot: int) -> int:
@@ -149,6 +159,11 @@ def unpack_pointer(word: int) -> tuple[int, int, int]:
 def emptied(pointer: int) -> int:
     """Return what a removed entry's pointer becomes: the next version, of nothing. No kept copy of it stays valid."""
     return pack_pointer((pointer >> VERSION_SHIFT) + 1, 0, 0)
+
+
+def place_of(pointer: int) -> int:
+    """Return where a record lies, whatever its version: a pointer of version 0."""
+    return pointer & ((1 << VERSION_SHIFT) - 1)
 
 
 def blocks_of(length: int) -> int:
@@ -266,7 +281,7 @@ def opened(record: bytes) -> bytes | None:
 def with_soft_at(body: bytes, soft_at: float) -> bytes:
     """Return a record like the one of `body` that is to be refreshed from `soft_at` on."""
     head = head_of(body)._replace(soft_at=soft_at)
-    return sealed(body[: FIRST.size] + REST.pack(*head) + body[FIXED : first_of(body).length])
+    return sealed(body[: FIRST.size] + REST.pack(*head) + body[FIXED : _length(first_of(body))])
 
 
 def first_of(body: bytes) -> First:
@@ -279,3 +294,70 @@ def head_of(body: bytes) -> Head:
 
 def key_of(body: bytes, first: First) -> bytes:
     return body[FIXED : FIXED + first.key_length]
+
+
+# --- aliases: records that share another's rows' texts ----------------------------------------------------------------
+
+
+def pack_alias(record: bytes, place: int, shared: bytes) -> bytes | None:
+    """Return `record` as an alias that shares the rows' texts of the record `shared`, which lies at `place`.
+
+    None where the texts differ, or one of the two is not whole or is an alias itself.
+    """
+    body, other = opened(record), opened(shared)
+    if body is None or other is None or not has_rows_of(body, other):
+        return None
+    first = first_of(body)
+    fields = FIRST.pack(*first._replace(pair=first.pair | ALIAS))
+    texts = body[first.about : first.length]
+    return sealed(fields + body[FIRST.size : first.texts] + texts + SHARED.pack(place, _checksum(shared)))
+
+
+def has_rows_of(body: bytes, other: bytes) -> bool:
+    """Say whether two bodies, neither of an alias, have the same rows' texts."""
+    first, its = first_of(body), first_of(other)
+    if (first.pair | its.pair) & ALIAS:
+        return False
+    return body[first.texts : first.about] == other[its.texts : its.about]
+
+
+def moved_alias(body: bytes, place: int, shared: bytes) -> bytes:
+    """Return an alias like the one of `body` for texts that are in the record `shared` at `place` now."""
+    end = _length(first_of(body)) - SHARED.size
+    return sealed(body[:end] + SHARED.pack(place, _checksum(shared)))
+
+
+def is_alias(first: First) -> bool:
+    return bool(first.pair & ALIAS)
+
+
+def shared_of(body: bytes, fields: Fields) -> tuple[int, int]:
+    """Return where the record lies whose texts an alias shares, and its checksum. Raises struct.error where it is forged."""
+    place, checksum = SHARED.unpack_from(body, fields[9] + fields[4] - fields[10])
+    return place, checksum
+
+
+def joined(body: bytes, fields: Fields, other: bytes) -> bytes | None:
+    """Return the whole body that an alias stands for, with the texts of `other`; None where these do not fit: forged.
+
+    Its `pair` still has ALIAS in it; everything else is as it would be in a record of its own.
+    """
+    _, _, _, _, length, _, _, _, _, texts, about = fields
+    start, end = FIRST.unpack_from(other)[9:11]
+    if end - start != about - texts:
+        return None
+    return body[:texts] + other[start:end] + body[texts : texts + length - about]
+
+
+def as_stored(first: First) -> First:
+    """Return an alias's fields as they are of its own bytes, without the rows' texts."""
+    return first._replace(about=first.texts, length=first.texts + first.length - first.about)
+
+
+def _length(first: First) -> int:
+    """Return the length of a body as it is stored, without its padding."""
+    return as_stored(first).length + SHARED.size if is_alias(first) else first.length
+
+
+def _checksum(record: bytes) -> int:
+    return int.from_bytes(record[:CHECKSUM_BYTES], "little")

@@ -2,6 +2,7 @@
 
 kept copy, and its slot's pointer still stands? ─▶ hand it out (0.3 us)
 else copy the record ─▶ load the pointer again, equal? ─▶ checksum, key, generation, expiry ─▶ keep it, hand it out
+                                                     └▶ of an alias: copy the record it names as well, its checksum
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ LOOK_S = 1.0  # how often a reader makes sure that its file is still the one at 
 RETRY_S = 0.01  # between attempts to open a file that is not there
 MAX_RETRIES = 1000  # copies of one record that was replaced meanwhile; a sane writer makes one or two necessary
 
+MAX_TARGETS = (
+    8  # records that one alias is found to share, each replaced while it was copied; a sane writer: one or two
+)
 MEMOS = 4096  # raw queries whose slot is remembered, so that they are normalised once: about 1.5 MB
 
 _unpack = layout.FIRST.unpack_from
@@ -250,7 +254,9 @@ class _File:
     def with_counters(self, counters: ReaderCounters | None) -> _File:
         return _File(self._memory, self.words, self.slots, self.identity, counters)
 
-    def find(self, text: str, collection: str, scope: str, at: float) -> tuple[CachedResult, int, int] | None:
+    def find(
+        self, text: str, collection: str, scope: str, at: float, tries: int = MAX_TARGETS
+    ) -> tuple[CachedResult, int, int] | None:
         """Return a query's result, its slot and its pointer."""
         found = self._slot_of.get((text, collection, scope)) or self._locate(text, collection, scope)
         if found is None:
@@ -277,9 +283,28 @@ class _File:
         _, expires_at, generation, pair, _, key_length, _, _, _, _, _ = fields
         if at >= expires_at or body[FIXED : FIXED + key_length] != key:
             return None
-        if pair >= layout.GENERATION_PAIRS or words[_FIRST_GENERATION + 2 * pair] != generation:
+        result: CachedResult | None = None
+        if pair >= layout.GENERATION_PAIRS:  # of an alias; else forged
+            result = self._shared(body, fields)
+            if result is None and words[word] != pointer and tries:  # replaced, with what it shares
+                return self.find(text, collection, scope, at, tries - 1)
+        elif words[_FIRST_GENERATION + 2 * pair] == generation:
+            result = LazyResult(body, fields)
+        return None if result is None else (result, slot, pointer)
+
+    def _shared(self, body: bytes, fields: layout.Fields) -> CachedResult | None:
+        """Return an alias's result: its own, with the texts of the record it names, if that is the one it was made of."""
+        pair = fields[3] ^ layout.ALIAS
+        if pair >= layout.GENERATION_PAIRS or self.words[_FIRST_GENERATION + 2 * pair] != fields[2]:
             return None
-        return LazyResult(body, fields), slot, pointer
+        try:
+            place, checksum = layout.shared_of(body, fields)
+            _, blocks, offset = layout.unpack_pointer(place)
+            other = self._memory[offset + layout.CHECKSUM_BYTES : offset + blocks * layout.BLOCK]
+            whole = layout.joined(body, fields, other) if digest(other) == checksum else None
+            return None if whole is None else LazyResult(whole, fields)
+        except struct.error:
+            return None
 
     def _locate(self, text: str, collection: str, scope: str) -> tuple[int, bytes] | None:
         """Return a query's slot and key, None if it has no slot."""

@@ -15,7 +15,7 @@ import stat
 import time
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,9 +23,11 @@ import msgspec
 
 from . import layout
 from .arena import Arena
+from .entry import EntryInfo, info_of_record, info_of_result, may_share
 from .errors import ResultStoreError
-from .layout import BLOCK, about_decoder, first_of, head_of, key_of, opened
-from .query import key64, key_bytes, query_hash
+from .layout import BLOCK, CHECKSUM_BYTES, first_of, key_of, opened
+from .leaning import Leaning
+from .query import key64, key_bytes
 from .records import ComputedResult
 from .result import CachedResult, LazyResult
 
@@ -37,30 +39,13 @@ class StoreFull(ResultStoreError):
     """As many entries as the store was made for are in it: remove one first."""
 
 
-@dataclass(frozen=True, slots=True)
-class EntryInfo:
-    """What the writer knows of an entry."""
-
-    query_text: str
-    collection: str
-    scope: str
-    key_hash: str  # the query's 32-character hash
-    computed_at: float
-    soft_at: float
-    expires_at: float
-    cost_s: float  # CPU seconds it took to compute
-    is_ours: bool  # computed by the service, which knows its candidates; else the application put it there
-    size_bytes: int
-    slot: int
-    pointer: int
-
-
 class ResultStore:
     """The one writer of the file at `path`; raises ResultStoreError while another process is.
 
     Attaches to what an earlier writer left, if it is of this layout and sound; else moves it aside to
     `NAME.corrupt-N`, begins anew and says so in `rebuilt_because`. Of more entries than `capacity` those computed last
-    stay. A forked child cannot use it: every call that needs the file raises ResultStoreError there.
+    stay; there is room for as many aliases more. A forked child cannot use it: every call that needs the file raises
+    ResultStoreError there.
     """
 
     def __init__(self, path: Path, *, capacity: int = 1000, arena_bytes: int | None = None) -> None:
@@ -78,6 +63,7 @@ class ResultStore:
             if self.rebuilt_because or not path.exists():
                 self._entries: dict[bytes, EntryInfo] = {}
                 self._key_of_slot: dict[int, bytes] = {}
+                self._leaning = Leaning()
                 self._map_new(self._arena_bytes, path)
             else:
                 self._drop_surplus()
@@ -145,8 +131,9 @@ class ResultStore:
 
     def _index(self) -> str | None:
         """Read all entries of the mapped file; return what is wrong with one, None if all are sound."""
-        self._entries, self._key_of_slot, taken = {}, {}, []
+        self._entries, self._key_of_slot, self._leaning, taken = {}, {}, Leaning(), []
         self._used_slots = 0
+        aliases: list[tuple[bytes, EntryInfo]] = []
         for slot in range(self._words[layout.W_SLOTS]):
             word = layout.index_word(slot)
             key, pointer = self._words[word], self._words[word + 1]
@@ -158,24 +145,47 @@ class ResultStore:
             if not blocks:
                 continue  # removed
             body = opened(self._map[offset : offset + blocks * BLOCK])
-            entry = None if body is None else _entry(body, slot, pointer)
+            entry = None if body is None else info_of_record(body, slot, pointer)
             if body is None or entry is None or self._slot_of(key) != (slot, False):
                 return f"has a damaged record in slot {slot}"
             first = first_of(body)
-            if first.key64 != key or first.pair >= layout.GENERATION_PAIRS:
+            pair = first.pair & ~layout.ALIAS
+            if first.key64 != key or pair >= layout.GENERATION_PAIRS:
                 return f"has a damaged record in slot {slot}"
             taken.append((offset, blocks))
-            if first.generation == self._words[layout.generation_word(first.pair)]:
-                self._note(key_of(body, first), entry)
+            if first.generation == self._words[layout.generation_word(pair)]:
+                if layout.is_alias(first):
+                    aliases.append((body, entry))
+                else:
+                    self._note(key_of(body, first), entry)
             else:  # its collection was invalidated, and the writer killed before it had removed all entries
                 self._words[word + 1] = layout.emptied(pointer)
         taken.sort()
         if any(at + blocks * BLOCK > following for (at, blocks), (following, _) in itertools.pairwise(taken)):
             return "has a damaged index: records overlap"
         self._arena = Arena(self._words[layout.W_ARENA_START], self._words[layout.W_ARENA_END], taken)
+        self._index_aliases(aliases)
         self._words[layout.W_WRITER] = self._pid
         self._words[layout.W_SUPERSEDED] = 0  # set if an earlier writer was killed before its new file was in place
         return None
+
+    def _index_aliases(self, aliases: list[tuple[bytes, EntryInfo]]) -> None:
+        """Take in aliases of an attached file; drop those of a record that its entry has not got any more.
+
+        The writer was killed between replacing or removing the entry and doing the same with its aliases.
+        """
+        by_place = {layout.place_of(entry.pointer): key for key, entry in self._entries.items()}
+        for body, entry in aliases:
+            place, checksum = layout.shared_of(body, first_of(body))
+            key, its_key = key_of(body, first_of(body)), by_place.get(place)
+            its = None if its_key is None else self._entries[its_key]
+            if its_key is None or its is None or not may_share(entry, its) or self._checksum_of(its) != checksum:
+                self._words[layout.index_word(entry.slot) + 1] = layout.emptied(entry.pointer)
+                _, blocks, offset = layout.unpack_pointer(entry.pointer)
+                self._arena.give_back(offset, blocks)
+                continue
+            self._note(key, replace(entry, alias_of=its.key_hash))
+            self._leaning.add(key, its_key)
 
     def _map_new(self, arena_bytes: int, path: Path) -> None:
         """Create an empty file at `path` and adopt it. Raises ResultStoreError where that cannot be: tmpfs is full."""
@@ -214,17 +224,25 @@ class ResultStore:
         live_bytes = sum(entry.size_bytes for entry in self._entries.values())
         arena_bytes = max(self._arena_bytes, 2 * (live_bytes + needed))
         old_map, old_words, old_entries = self._map, self._words, self._entries
-        old = (old_map, old_words, old_entries, self._key_of_slot, self._arena, self._used_slots)
+        old = (old_map, old_words, old_entries, self._key_of_slot, self._arena, self._used_slots, self._leaning)
         fresh = self._fresh
         self._map_new(arena_bytes, fresh)  # raises before it has changed anything of this object
         start, end = layout.W_GENERATIONS, layout.W_GENERATIONS + 2 * layout.GENERATION_PAIRS
         for word in range(start, end):
             self._words[word] = old_words[word]
-        self._entries, self._key_of_slot = {}, {}
-        old_slots = old_words[layout.W_SLOTS]
-        for key, entry in old_entries.items():
+        self._entries, self._key_of_slot, self._leaning = {}, {}, Leaning()
+        old_slots, leaning = old_words[layout.W_SLOTS], old[-1]
+        for key, entry in sorted(old_entries.items(), key=lambda item: item[0] in leaning):  # aliases last
             _, blocks, offset = layout.unpack_pointer(entry.pointer)
-            self._append(key, old_map[offset : offset + blocks * BLOCK], entry)
+            raw = old_map[offset : offset + blocks * BLOCK]
+            its_key = leaning.entry_of(key)
+            if its_key is None:
+                self._append(key, raw, entry)
+            elif (moved := self._moved(raw, its_key)) is not None:
+                self._append(key, moved, entry)
+                self._leaning.add(key, its_key)
+            else:
+                continue
             use, old_use = self._use_word(self._entries[key].slot), layout.use_word(old_slots, entry.slot)
             self._words[use], self._words[use + 1] = old_words[old_use], old_words[old_use + 1]
         _supersede(old_words, layout.SOON, old_slots)
@@ -232,7 +250,7 @@ class ResultStore:
             os.replace(fresh, self.path)
         except OSError as error:
             self._release()
-            (self._map, self._words, self._entries, self._key_of_slot, self._arena, self._used_slots) = old
+            self._map, self._words, self._entries, self._key_of_slot, self._arena, self._used_slots, self._leaning = old
             old_words[layout.W_SUPERSEDED] = 0
             raise ResultStoreError(f"{self.path} cannot be replaced: {error.strerror}") from error
         _supersede(old_words, layout.SUPERSEDED, old_slots)
@@ -241,49 +259,77 @@ class ResultStore:
 
     def _drop_surplus(self) -> None:
         """Remove what exceeds the capacity, the oldest first: the file may be of a larger one."""
-        surplus = len(self._entries) - self._capacity
-        if surplus > 0:
-            for entry in sorted(self._entries.values(), key=lambda entry: entry.computed_at)[:surplus]:
-                self.remove(entry.query_text, entry.collection, entry.scope)
+        oldest = sorted(self._entries.values(), key=lambda entry: entry.computed_at)
+        whole = [entry for entry in oldest if not entry.alias_of]
+        for entry in whole[: max(len(whole) - self._capacity, 0)]:
+            self.remove(entry.query_text, entry.collection, entry.scope)
+        aliases = [entry for entry in oldest if entry.alias_of]
+        for entry in aliases[: max(len(self._leaning) - self._capacity, 0)]:
+            self.remove(entry.query_text, entry.collection, entry.scope)
 
     # --- entries ------------------------------------------------------------------------------------------------------
 
     def put(self, result: ComputedResult, *, expires_at: float, soft_at: float | None = None) -> None:
         """Publish `result`, in place of an earlier one of the same query; `soft_at` is `expires_at` if not given.
 
-        Raises StoreFull where a new entry would exceed the capacity, ResultStoreError where it is too large or tmpfs is
-        full. Whatever is raised, what was stored stays.
+        Aliases of an entry whose rows' texts are the same as before stay, others go. Raises StoreFull where a new entry
+        would exceed the capacity, ResultStoreError where it is too large or tmpfs is full. Whatever is raised, what was
+        stored stays.
         """
         self._check_writer()
         key = key_bytes(result.query_text, result.collection, result.scope)
-        held = self._entries.get(key)
-        if held is None and len(self._entries) >= self._capacity:
+        is_new = key not in self._entries or key in self._leaning
+        if is_new and len(self._entries) - len(self._leaning) >= self._capacity:
             raise StoreFull(f"the result store holds {self._capacity} entries")
-        pair = self._pair_of(result.collection)
-        generation = self._words[layout.generation_word(pair)]
-        soft_at = expires_at if soft_at is None else soft_at
-        raw = layout.pack_record(result, soft_at, expires_at, pair, generation)
+        raw = self._packed(result, soft_at, expires_at)
         blocks = layout.blocks_of(len(raw))
         if blocks > layout.MAX_BLOCKS:
             raise ResultStoreError(f"a result of {len(raw)} bytes is too large: at most {layout.MAX_BLOCKS * BLOCK}")
-        entry = EntryInfo(
-            query_text=result.query_text,
-            collection=result.collection,
-            scope=result.scope,
-            key_hash=query_hash(result.query_text, result.collection, result.scope),
-            computed_at=result.computed_at,
-            soft_at=soft_at,
-            expires_at=expires_at,
-            cost_s=result.cost_s,
-            is_ours=bool(result.candidates),
-            size_bytes=blocks * BLOCK,
-            slot=-1,
-            pointer=0,
-        )
+        entry = info_of_result(result, soft_at, expires_at, blocks)
         if self._used_slots > self._words[layout.W_SLOTS] // 2 or not self._append(key, raw, entry):
             self._compact(blocks * BLOCK)
             if not self._append(key, raw, entry):
                 raise ResultStoreError(f"a result of {len(raw)} bytes found no room after compaction")
+        self._leaning.discard(key)  # of one that was an alias
+
+    def put_alias(
+        self, result: ComputedResult, of: EntryInfo, *, expires_at: float, soft_at: float | None = None
+    ) -> bool:
+        """Publish `result` in a small record that shares the rows' texts with the entry `of`; False where it cannot be.
+
+        That is: the entry is not there, is an alias, is of another collection or scope, or has other texts; or `result`
+        is of an entry that has aliases itself. Readers are given what a record of its own would give them, but for the
+        query's vector and the candidates. Raises StoreFull where there are as many aliases as the capacity.
+        """
+        self._check_writer()
+        key = key_bytes(result.query_text, result.collection, result.scope)
+        its_key = key_bytes(of.query_text, of.collection, of.scope)
+        entry = info_of_result(result, soft_at, expires_at, 0)
+        if not may_share(entry, of) or key == its_key or its_key in self._leaning or self._leaning.of(key):
+            return False
+        if key not in self._leaning and len(self._leaning) >= self._capacity:
+            raise StoreFull(f"the result store holds {self._capacity} aliases")
+        own = self._packed(msgspec.structs.replace(result, embedding=b"", candidates=()), soft_at, expires_at)
+        for attempt in range(2):
+            its = self._entries.get(its_key)
+            raw = None if its is None else layout.pack_alias(own, layout.place_of(its.pointer), self._raw(its))
+            if its is None or raw is None:
+                return False
+            blocks = layout.blocks_of(len(raw))
+            if blocks > layout.MAX_BLOCKS:
+                return False
+            entry = replace(entry, size_bytes=blocks * BLOCK, alias_of=its.key_hash)
+            if (attempt or self._used_slots <= self._words[layout.W_SLOTS] // 2) and self._append(key, raw, entry):
+                self._leaning.add(key, its_key)
+                return True
+            if not attempt:
+                self._compact(blocks * BLOCK)
+        return False
+
+    def _packed(self, result: ComputedResult, soft_at: float | None, expires_at: float) -> bytes:
+        pair = self._pair_of(result.collection)
+        generation = self._words[layout.generation_word(pair)]
+        return layout.pack_record(result, expires_at if soft_at is None else soft_at, expires_at, pair, generation)
 
     def _append(self, key: bytes, raw: bytes, entry: EntryInfo) -> bool:
         """Write a record and swing its slot's word to it; False where the arena has no room."""
@@ -300,16 +346,37 @@ class ResultStore:
             self._words[word] = key64(key)
             self._used_slots += 1
         _, old_blocks, old_offset = layout.unpack_pointer(old)
-        if old_blocks:
-            self._arena.give_back(old_offset, old_blocks)
+        previous = self._key_of_slot.get(slot)
         self._note(key, replace(entry, slot=slot, pointer=pointer))
+        if old_blocks:
+            if previous is not None and (aliases := self._leaning.of(previous)):
+                self._move_aliases(aliases, self._map[old_offset : old_offset + old_blocks * BLOCK], raw)
+            self._arena.give_back(old_offset, old_blocks)  # last: until here what aliases share stood
         return True
+
+    def _move_aliases(self, aliases: list[bytes], old: bytes, raw: bytes) -> None:
+        """Have aliases share a record's successor, if it has the same rows' texts; else drop them."""
+        before, after = opened(old), opened(raw)
+        is_same = before is not None and after is not None and layout.has_rows_of(before, after)
+        for alias in aliases:
+            its_key = self._leaning.entry_of(alias)
+            moved = self._moved(self._raw(self._entries[alias]), its_key) if is_same and its_key is not None else None
+            if moved is None or not self._append(alias, moved, self._entries[alias]):
+                self._remove(alias)
+
+    def _moved(self, raw: bytes, its_key: bytes) -> bytes | None:
+        """Return an alias's record for where its entry's record is now; None if it is damaged or there is none."""
+        body, its = opened(raw), self._entries.get(its_key)
+        if body is None or its is None:
+            return None
+        return layout.moved_alias(body, layout.place_of(its.pointer), self._raw(its))
 
     def _note(self, key: bytes, entry: EntryInfo) -> None:
         """Remember an entry. Of two keys with one 64-bit hash only the later has the slot: the other is a miss."""
         other = self._key_of_slot.get(entry.slot)
         if other is not None and other != key:
             del self._entries[other]
+            self._leaning.discard(other)
         self._key_of_slot[entry.slot] = key
         self._entries[key] = entry
 
@@ -328,24 +395,31 @@ class ResultStore:
         entry = self._entries.get(key)
         if entry is None:
             return False
-        _, blocks, offset = layout.unpack_pointer(entry.pointer)
-        body = opened(self._map[offset : offset + blocks * BLOCK])
+        body = opened(self._raw(entry))
         if body is None:  # damaged since it was written: a new checksum would pass it off as sound
             self.remove(text, collection, scope)
             return False
-        raw = layout.with_soft_at(body, soft_at)
         changed = replace(entry, soft_at=soft_at)
-        if not self._append(key, raw, changed):
+        if not self._append(key, layout.with_soft_at(body, soft_at), changed):
             self._compact(entry.size_bytes)
-            self._append(key, raw, changed)
+            body = opened(self._raw(self._entries[key]))  # an alias's names where its entry's record is now
+            return body is not None and self._append(key, layout.with_soft_at(body, soft_at), changed)
         return True
 
     def remove(self, text: str, collection: str, scope: str = "") -> bool:
-        """Take a query's entry out; False if there was none."""
+        """Take a query's entry out, its aliases with it; False if there was none."""
         self._check_writer()
-        entry = self._entries.pop(key_bytes(text, collection, scope), None)
-        if entry is None:
+        key = key_bytes(text, collection, scope)
+        if key not in self._entries:
             return False
+        for alias in self._leaning.of(key):
+            self._remove(alias)
+        self._remove(key)
+        return True
+
+    def _remove(self, key: bytes) -> None:
+        entry = self._entries.pop(key)
+        self._leaning.discard(key)
         del self._key_of_slot[entry.slot]
         word = layout.index_word(entry.slot) + 1
         self._words[word] = layout.emptied(self._words[word])
@@ -353,7 +427,6 @@ class ResultStore:
         self._words[use] = self._words[use + 1] = 0
         _, blocks, offset = layout.unpack_pointer(entry.pointer)
         self._arena.give_back(offset, blocks)
-        return True
 
     def invalidate_collection(self, name: str) -> int:
         """Make every entry of a collection invalid at once, by one word; return how many that were."""
@@ -400,12 +473,26 @@ class ResultStore:
     def get(self, text: str, collection: str, scope: str = "", now: float = 0.0) -> CachedResult | None:
         """Return a query's entry if it is valid at `now`; not counted as a reader's lookup."""
         self._check_writer()
-        entry = self._entries.get(key_bytes(text, collection, scope))
+        key = key_bytes(text, collection, scope)
+        entry = self._entries.get(key)
         if entry is None or entry.expires_at <= now:
             return None
+        body = opened(self._raw(entry))
+        if body is None:
+            return None
+        first = first_of(body)
+        if entry.alias_of:
+            its_key = self._leaning.entry_of(key)
+            other = None if its_key is None else opened(self._raw(self._entries[its_key]))
+            body = None if other is None else layout.joined(body, first, other)
+        return None if body is None else LazyResult(body, first)
+
+    def _raw(self, entry: EntryInfo) -> bytes:
         _, blocks, offset = layout.unpack_pointer(entry.pointer)
-        body = opened(self._map[offset : offset + blocks * BLOCK])
-        return None if body is None else LazyResult(body, first_of(body))
+        return self._map[offset : offset + blocks * BLOCK]
+
+    def _checksum_of(self, entry: EntryInfo) -> int:
+        return int.from_bytes(self._raw(entry)[:CHECKSUM_BYTES], "little")
 
     def entries(self) -> Iterator[EntryInfo]:
         return iter(list(self._entries.values()))
@@ -485,39 +572,6 @@ def _supersede(words: memoryview[int], state: int, slots: int) -> None:
             version, blocks, offset = layout.unpack_pointer(pointer)
             gone = state == layout.SUPERSEDED
             words[word] = layout.emptied(pointer) if gone else layout.pack_pointer(version + 1, blocks, offset)
-
-
-def _entry(body: bytes, slot: int, pointer: int) -> EntryInfo | None:
-    """Return what a record says of itself; None if it is forged: its key is not that of its texts, or a part is not there.
-
-    The rows' texts are not decoded: only readers touch them.
-    """
-    first, head = first_of(body), head_of(body)
-    result = LazyResult(body, first)
-    try:
-        about = about_decoder.decode(memoryview(body)[first.about : first.length])
-        is_whole = len(result.ids) == first.rows and len(result.candidates) == head.candidates
-    except (msgspec.MsgspecError, ResultStoreError):
-        return None
-    if not is_whole:
-        return None
-    key = key_bytes(about.query_text, about.collection, about.scope)
-    if key != key_of(body, first) or key64(key) != first.key64:
-        return None
-    return EntryInfo(
-        query_text=about.query_text,
-        collection=about.collection,
-        scope=about.scope,
-        key_hash=query_hash(about.query_text, about.collection, about.scope),
-        computed_at=head.computed_at,
-        soft_at=head.soft_at,
-        expires_at=first.expires_at,
-        cost_s=head.cost_s,
-        is_ours=head.candidates > 0,
-        size_bytes=layout.unpack_pointer(pointer)[1] * BLOCK,
-        slot=slot,
-        pointer=pointer,
-    )
 
 
 def _what_is_wrong(words: memoryview[int], size: int) -> str | None:

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from ..ipc.counters import CounterFold
+from ..ipc.entry import EntryInfo
 from ..ipc.query import normalise, query_hash
 from ..ipc.records import ComputedResult
-from ..ipc.store import EntryInfo, ResultStore
+from ..ipc.store import ResultStore
 from .admission import Policy
 from .affected import Change, Dependencies, can_alter
 from .popularity import Popularity

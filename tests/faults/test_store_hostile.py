@@ -31,7 +31,7 @@ from morgan.background.ipc.store import ResultStore
 
 LATER = 1e12
 NOBODY = 65534
-TEXTS = ("numbers", "uuids", "mixed", "empty", "large")
+TEXTS = ("numbers", "uuids", "mixed", "empty", "large", "alias")
 CAPACITY = 8
 
 
@@ -56,8 +56,10 @@ def filled(path: Path) -> ResultStore:
     store = ResultStore(path, capacity=CAPACITY)
     one = "12345678-1234-5678-1234-567812345678"
     kinds: tuple[tuple[int | str, ...], ...] = ((1, 2), (one, one), (1, one, "text"), (), tuple(range(70)))
-    for text, ids in zip(TEXTS, kinds, strict=True):
+    for text, ids in zip(TEXTS[:-1], kinds, strict=True):
         store.put(made(text, ids), expires_at=LATER)
+    (mixed,) = (entry for entry in store.entries() if entry.query_text == "mixed")
+    assert store.put_alias(made("alias", kinds[2]), mixed, expires_at=LATER)
     return store
 
 
@@ -478,6 +480,23 @@ def forge_texts(raw: bytearray, rng: random.Random) -> None:
     raw[offset : offset + length] = layout.sealed(bytes(body))
 
 
+def forge_aliases(raw: bytearray, rng: random.Random) -> None:
+    """Let aliases name any place and checksum, an entry's own as well, and any entry say that it is an alias."""
+    words, found = memoryview(bytes(raw)).cast("Q"), records(bytes(raw))
+    for slot, offset, length in found:
+        body = bytes(raw[offset + layout.CHECKSUM_BYTES : offset + length])
+        first, another = layout.first_of(body), rng.choice(found)
+        place = layout.place_of(words[layout.index_word(another[0]) + 1])
+        shared = bytes(raw[another[1] : another[1] + another[2]])
+        if rng.random() < 0.3:
+            place, shared = rng.choice([*EXTREMES, rng.getrandbits(40)]) & (2**40 - 1), rng.randbytes(8)
+        if layout.is_alias(first):
+            raw[offset : offset + length] = layout.moved_alias(body, place, shared)
+        elif rng.random() < 0.3 and (forged := layout.pack_alias(bytes(raw[offset : offset + length]), place, shared)):
+            raw[offset : offset + len(forged)] = forged
+            set_word(raw, layout.index_word(slot) + 1, layout.pack_pointer(1, len(forged) // layout.BLOCK, offset))
+
+
 def tiny_records(raw: bytearray, rng: random.Random) -> None:
     """Let pointers have no length or an end outside the file, and the words they point to a checksum that fits."""
     for slot, _, _ in records(bytes(raw)):
@@ -489,7 +508,17 @@ def tiny_records(raw: bytearray, rng: random.Random) -> None:
             raw[offset : offset + 8] = struct.pack("<Q", layout._digest(body))
 
 
-DAMAGES = (flip_bits, extreme_words, all_ones, no_free_slot, wrong_slots, forge_fields, forge_texts, tiny_records)
+DAMAGES = (
+    flip_bits,
+    extreme_words,
+    all_ones,
+    no_free_slot,
+    wrong_slots,
+    forge_fields,
+    forge_texts,
+    forge_aliases,
+    tiny_records,
+)
 FUZZ = settings(
     max_examples=25, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

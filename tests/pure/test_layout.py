@@ -6,6 +6,7 @@ import math
 import uuid
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -114,13 +115,54 @@ def test_a_removed_entrys_pointer_is_another_one_and_points_to_nothing(version: 
 def test_the_index_is_at_most_a_quarter_full_and_nothing_overlaps(capacity: int) -> None:
     slots = layout.slots_for(capacity)
     assert slots & (slots - 1) == 0
-    assert slots >= 4 * capacity
+    assert slots >= 4 * 2 * capacity  # as many aliases as entries
     last_generation = layout.generation_word(layout.GENERATION_PAIRS - 1)
     assert layout.W_EPOCH < layout.W_GENERATIONS <= last_generation < layout.index_word(0)
     assert layout.index_word(slots - 1) + 2 == layout.use_word(slots, 0)
     start = layout.arena_start(slots)
     assert 8 * (layout.use_word(slots, slots - 1) + 2) <= start
     assert start % layout.BLOCK == 0
+
+
+@settings(max_examples=100)
+@given(results(), results())
+def test_an_alias_stands_for_the_record_it_was_made_of(result: ComputedResult, other: ComputedResult) -> None:
+    changes = {"contents": result.contents, "sources": result.sources, "metadata": result.metadata}
+    own = record(msgspec.structs.replace(result, embedding=b"", candidates=()))
+    shared = record(msgspec.structs.replace(other, ids=result.ids, scores=b"", rerank_scores=b"", **changes))
+    alias = layout.pack_alias(own, place=77, shared=shared)
+    assert alias is not None
+    body, whole, its = layout.opened(alias), layout.opened(own), layout.opened(shared)
+    assert body is not None
+    assert whole is not None
+    assert its is not None
+    first = layout.first_of(body)
+    assert (layout.is_alias(first), layout.is_alias(layout.first_of(whole))) == (True, False)
+    assert layout.shared_of(body, first) == (77, int.from_bytes(shared[:8], "little"))
+    padding = bytes(len(whole) - layout.first_of(whole).length)
+    joined = layout.joined(body, first, its)
+    assert joined is not None
+    assert layout.FIRST.pack(*first._replace(pair=3)) + joined[layout.FIRST.size :] + padding == whole
+    moved = layout.moved_alias(body, 78, bytes(8) + its)
+    assert layout.opened(layout.with_soft_at(body, 10.0)) == body
+    moved_body = layout.opened(moved)
+    assert moved_body is not None
+    assert layout.shared_of(moved_body, first) == (78, 0)
+    assert layout.pack_alias(own, 77, alias) is None
+    assert layout.pack_alias(alias, 77, shared) is None
+    assert layout.pack_alias(own, 77, shared[:-1]) is None
+    others = record(msgspec.structs.replace(other, contents=(*other.contents, "more")))
+    assert layout.pack_alias(own, 77, others) is None
+
+
+def test_an_alias_is_not_joined_with_texts_of_another_size() -> None:
+    shared = record(example(query_text="other"))
+    alias = layout.pack_alias(record(example()), 0, shared)
+    assert alias is not None
+    body, other = layout.opened(alias), layout.opened(record(example(contents=("one", "three"))))
+    assert body is not None
+    assert other is not None
+    assert layout.joined(body, layout.first_of(body), other) is None
 
 
 @settings(max_examples=200)
