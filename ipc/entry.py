@@ -85,7 +85,7 @@ def info_of_record(body: bytes, slot: int, pointer: int) -> EntryInfo | None:
         soft_at=head.soft_at,
         expires_at=first.expires_at,
         cost_s=head.cost_s,
-        is_ours=head.candidates > 0 or layout.is_alias(first),  # aliases are made of the service's own results alone
+        is_ours=head.candidates > 0,
         size_bytes=layout.unpack_pointer(pointer)[1] * BLOCK,
         slot=slot,
         pointer=pointer,

@@ -8,7 +8,7 @@
 
     record xxh3-64 of the body | body, zeroes up to the end of its last block included
     body   fixed fields | key | ids | scores | rerank scores | embedding | candidates | rows' texts | the query's texts
-    alias  the same without embedding, candidates and rows' texts | the record that has these texts, and its checksum
+    alias  the same without the rows' texts | the record that has these texts, and its checksum
 
 The rule for changing any of it: change LAYOUT_VERSION with it. A file of another version is rebuilt, never read.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable
+from itertools import repeat
 from typing import Any
 
 import msgspec
@@ -67,7 +68,7 @@ class CachedResult:
 
     def hits(self) -> tuple[Hit, ...]:
         """Return the rows as hits, best first; a payload has content, source and metadata."""
-        reranked = self.rerank_scores.tolist() or [None] * len(self)
+        reranked = self.rerank_scores.tolist() or repeat(None, len(self))  # no list: a forged length may be of any size
         rows = zip(self.ids, self.scores.tolist(), self.contents, self.sources, self.metadata, reranked, strict=True)
         try:
             return tuple(

@@ -19,8 +19,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-import msgspec
-
 from . import layout
 from .arena import Arena
 from .entry import EntryInfo, info_of_record, info_of_result, may_share
@@ -298,8 +296,8 @@ class ResultStore:
         """Publish `result` in a small record that shares the rows' texts with the entry `of`; False where it cannot be.
 
         That is: the entry is not there, is an alias, is of another collection or scope, or has other texts; or `result`
-        is of an entry that has aliases itself. Readers are given what a record of its own would give them, but for the
-        query's vector and the candidates. Raises StoreFull where there are as many aliases as the capacity.
+        is of an entry that has aliases itself. Readers are given what a record of its own would give them. Raises
+        StoreFull where there are as many aliases as the capacity.
         """
         self._check_writer()
         key = key_bytes(result.query_text, result.collection, result.scope)
@@ -309,7 +307,7 @@ class ResultStore:
             return False
         if key not in self._leaning and len(self._leaning) >= self._capacity:
             raise StoreFull(f"the result store holds {self._capacity} aliases")
-        own = self._packed(msgspec.structs.replace(result, embedding=b"", candidates=()), soft_at, expires_at)
+        own = self._packed(result, soft_at, expires_at)
         for attempt in range(2):
             its = self._entries.get(its_key)
             raw = None if its is None else layout.pack_alias(own, layout.place_of(its.pointer), self._raw(its))
@@ -493,6 +491,10 @@ class ResultStore:
 
     def _checksum_of(self, entry: EntryInfo) -> int:
         return int.from_bytes(self._raw(entry)[:CHECKSUM_BYTES], "little")
+
+    def info(self, text: str, collection: str, scope: str = "") -> EntryInfo | None:
+        """Return what is known of a query's entry, expired or not; None if there is none."""
+        return self._entries.get(key_bytes(text, collection, scope))
 
     def entries(self) -> Iterator[EntryInfo]:
         return iter(list(self._entries.values()))

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from .demand import Demand
-from .popularity import Evidence, Popularity
+from .popularity import Evidence
 
 WINDOW_SHARE = 0.05
 HORIZON = 3  # accesses, for each entry, within which a query must come back to have been worth keeping
@@ -33,6 +33,17 @@ class Estimator(Protocol):
     """Values a query by what is known of it. A higher value stays; the unit is the estimator's own."""
 
     def value(self, evidence: Evidence) -> float: ...
+
+
+class Counts(Protocol):
+    """What is known of the use of queries: popularity.py's, or that with aliases counted for their entries (aliases.py)."""
+
+    @property
+    def total_accesses(self) -> int: ...
+
+    def evidence(self, key: str, now: float) -> Evidence: ...
+
+    def last_at(self, key: str) -> float: ...
 
 
 class _Valued(NamedTuple):
@@ -49,7 +60,7 @@ class Policy:
     def __init__(
         self,
         capacity: int,
-        popularity: Popularity,
+        popularity: Counts,
         estimator: Estimator | None = None,
         *,
         window_share: float = WINDOW_SHARE,

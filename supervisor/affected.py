@@ -95,21 +95,32 @@ class Dependencies:
         self._is_open = np.zeros(
             0, dtype=bool
         )  # depends on any document: it has no candidates, no cut-off or no vector
+        self._groups: Words = np.zeros(0, dtype=np.uint64)  # of those that `nearest` may find; 0: not this one
+        self._norms: Floats = np.zeros(0, dtype=np.float32)
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    def put(self, key: str, embedding: Floats, cutoff: float | None, candidates: Sequence[PointId]) -> None:
+    def put(
+        self,
+        key: str,
+        embedding: Floats,
+        cutoff: float | None,
+        candidates: Sequence[PointId],
+        group: str | None = None,
+    ) -> None:
+        """Take in a result. `nearest` finds it for those of its `group`; None: it is not found."""
         row = self._rows.get(key)
         if row is None:
             row = self._rows[key] = self._free.pop() if self._free else self._grown()
             self._keys[row] = key
-        is_open = cutoff is None or not len(candidates) or not len(embedding)
-        if not is_open and self._embeddings.shape[1] not in (0, len(embedding)):
-            is_open = True  # of another model than the rest: nothing it can be compared with
-        self._is_open[row] = is_open
+        # of another size is of another model than the rest: nothing it can be compared with
+        has_vector = bool(len(embedding)) and self._embeddings.shape[1] in (0, len(embedding))
+        self._is_open[row] = cutoff is None or not len(candidates) or not has_vector
         self._cutoffs[row] = 0.0 if cutoff is None else cutoff
-        if len(embedding) and not is_open:
+        self._groups[row] = _word(group) if group is not None and has_vector else 0
+        if has_vector:
+            self._norms[row] = max(float(np.linalg.norm(embedding)), 1e-12)
             if self._embeddings.shape[1] == 0:
                 self._embeddings = np.zeros((len(self._keys), len(embedding)), dtype=np.float32)
             self._embeddings[row] = embedding
@@ -131,6 +142,8 @@ class Dependencies:
         self._cutoffs = _taller(self._cutoffs, size)
         self._candidates = _taller(self._candidates, size)
         self._is_open = _taller(self._is_open, size)
+        self._groups = _taller(self._groups, size)
+        self._norms = _taller(self._norms, size)
         return row
 
     def remove(self, key: str) -> None:
@@ -138,8 +151,27 @@ class Dependencies:
         if row is not None:
             self._keys[row] = None
             self._is_open[row] = False
+            self._groups[row] = 0
             self._candidates[row] = 0
             self._free.append(row)
+
+    def nearest(self, embedding: Floats, group: str, *, other_than: str) -> tuple[str, float] | None:
+        """Return the key of a group, `other_than` one, whose query is nearest, and their cosine; None where there is none.
+
+        1,000 of 384 floats: 60 us. Two groups of one 64-bit word are taken for one: who asks compares the names.
+        """
+        if not len(embedding) or self._embeddings.shape[1] != len(embedding):
+            return None
+        is_in = self._groups == _word(group)
+        if (own := self._rows.get(other_than)) is not None:
+            is_in[own] = False
+        if not is_in.any():
+            return None
+        cosines = self._embeddings @ embedding / max(float(np.linalg.norm(embedding)), 1e-12)
+        cosines = np.where(is_in, cosines / np.maximum(self._norms, 1e-12), -np.inf)
+        row = int(np.argmax(cosines))
+        key = self._keys[row]
+        return None if key is None else (key, float(cosines[row]))
 
     def affected(self, change: Change) -> list[str]:
         """Return the keys of the results that `change` can alter."""

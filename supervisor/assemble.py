@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 from ..ipc.counters import CounterFold
 from ..ipc.paths import RuntimePaths
 from ..ipc.store import ResultStore
-from .admission import HORIZON, Policy
+from .admission import HORIZON
 from .config import Config
 from .core import Core, CoreSettings
 from .demand import Demand, weights_or_prior
@@ -47,7 +47,10 @@ def core_settings(
 def cache_policy(config: Config) -> CachePolicy:
     cache = config.cache
     return CachePolicy(
-        ttl_s=cache.ttl_hours * 3600, soft_ttl_s=cache.soft_ttl_hours * 3600, max_entries=cache.max_cached_queries
+        ttl_s=cache.ttl_hours * 3600,
+        soft_ttl_s=cache.soft_ttl_hours * 3600,
+        max_entries=cache.max_cached_queries,
+        alias_overlap=cache.alias_overlap,
     )
 
 
@@ -69,8 +72,7 @@ def make_core(
     popularity = Popularity(max(PER_ENTRY * policy.max_entries, CAPACITY))
     demand = Demand(HORIZON * policy.max_entries, weights_or_prior(journal.demand()))
     store = ResultStore(runtime.results, capacity=policy.max_entries + 1)  # what enters is in before another leaves
-    admission = Policy(policy.max_entries, popularity, demand)
-    keeper = ResultKeeper(store, CounterFold(runtime.readers), popularity, policy, admission)
+    keeper = ResultKeeper(store, CounterFold(runtime.readers), popularity, policy, demand)
     if was_restored:
         keeper.forget(journal.voided_results())
     return Core(

@@ -19,6 +19,8 @@ from ..ipc.records import ComputedResult
 from ..ipc.store import ResultStore
 from .admission import Policy
 from .affected import Change, Dependencies, can_alter
+from .aliases import Aliases, as_alias
+from .demand import Demand
 from .popularity import Popularity
 
 EMPTY_TTL_S = 60.0  # of a result without rows: what is missing today may be there in a minute
@@ -31,13 +33,15 @@ class CachePolicy:
     ttl_s: float = 24 * 3600.0  # from then on an entry is a miss
     soft_ttl_s: float = 12 * 3600.0  # from then on it is served, and computed again when there is CPU to spare
     max_entries: int = 1000
+    alias_overlap: float = 1.0  # of the rows with the nearest entry's, from which a query is its alias; 0: never
 
 
 class ResultKeeper:
     """The one writer of the result store. When `max_entries` is reached, what is least likely asked again leaves.
 
     The store has room for one entry more: what comes is in before another leaves. `admission` is told of every entry
-    that enters or leaves the store, and of nothing else.
+    that enters or leaves the store, and of nothing else. Aliases are beside it, as many as entries: their hits count for
+    their entry, they leave with it, and where there are too many the one used the longest ago leaves.
     """
 
     def __init__(
@@ -46,12 +50,14 @@ class ResultKeeper:
         fold: CounterFold,
         popularity: Popularity,
         policy: CachePolicy,
-        admission: Policy | None = None,
+        demand: Demand | None = None,
     ) -> None:
+        """`demand` is what was learned so far of what is asked again; None: nothing."""
         self.store = store
         self._fold, self._popularity, self.policy = fold, popularity, policy
-        self.admission = Policy(policy.max_entries, popularity) if admission is None else admission
-        self._lookups = self._hits = self._dropped = 0
+        self.aliases = Aliases(popularity)
+        self.admission = Policy(policy.max_entries, self.aliases, demand)
+        self._lookups = self._hits = self._dropped = self._alias_hits = 0
         self._names: dict[str, tuple[str, str, str]] = {}  # of every entry, by key hash: text, collection, scope
         self._dependencies: dict[str, Dependencies] = {}  # collection -> of its entries, by key hash
         self._changes: deque[Change] = deque()
@@ -60,15 +66,18 @@ class ResultKeeper:
         self.on_counts: Callable[[int, int, Mapping[str, int], Mapping[int, int], float], None] | None = None
         for entry in store.entries():
             self._note(entry)
-        self.admission.restore((entry.key_hash, entry.expires_at) for entry in store.entries())
+        self.admission.restore((entry.key_hash, entry.expires_at) for entry in store.entries() if not entry.alias_of)
 
     def _note(self, entry: EntryInfo) -> None:
         """Remember an entry of the store, and what it depends on."""
         self._names[entry.key_hash] = (entry.query_text, entry.collection, entry.scope)
+        if entry.alias_of:
+            self.aliases.add(entry.key_hash, entry.alias_of)
         held = self.store.get(entry.query_text, entry.collection, entry.scope)
         if held is not None:
             of_collection = self._dependencies.setdefault(entry.collection, Dependencies())
-            of_collection.put(entry.key_hash, held.embedding, held.cutoff, held.candidates)
+            group = None if entry.alias_of else entry.scope
+            of_collection.put(entry.key_hash, held.embedding, held.cutoff, held.candidates, group)
 
     # --- in -----------------------------------------------------------------------------------------------------------
 
@@ -88,22 +97,61 @@ class ResultKeeper:
                 return False
             is_stale = bool(later)
         key = query_hash(result.query_text, result.collection, result.scope)
-        if not is_asked_for and not self.admission.is_worth(key, now):
-            return True
         ttl_s = self.policy.ttl_s if ttl_s is None else ttl_s
         if not result.ids:
             ttl_s = min(ttl_s, EMPTY_TTL_S)
         soft_at = now if is_stale else now + min(self.policy.soft_ttl_s, ttl_s)
-        if self.store.get(result.query_text, result.collection, result.scope) is not None:
-            self._void.add(key)
+        was_there = self.store.info(result.query_text, result.collection, result.scope) is not None
+        if self._put_alias(result, key, now + ttl_s, soft_at):
+            self._void |= {key} if was_there else set()
+            if is_asked_for:
+                self.admission.touch(self.aliases.entry_of(key), 1, now)
+            return True
+        if not is_asked_for and not self.admission.is_worth(key, now):
+            if key in self.aliases:
+                self._remove(key)  # it is not what it was, and not worth a record of its own
+            return True
+        self._void |= {key} if was_there else set()
         self.store.put(result, expires_at=now + ttl_s, soft_at=soft_at)
-        self._names[key] = (result.query_text, result.collection, result.scope)
-        of_collection = self._dependencies.setdefault(result.collection, Dependencies())
-        embedding = np.frombuffer(result.embedding, dtype="<f4")
-        of_collection.put(key, embedding, result.cutoff, result.candidates)
+        self.aliases.remove(key)
+        for alias in self.aliases.of(key):
+            if self.store.info(*self._names[alias]) is None:  # its rows were not these
+                self._remove(alias)
+        self._depend(result, key, group=result.scope)
         admit = self.admission.admit if is_asked_for else self.admission.admit_precomputed
         if (gone := admit(key, now, now + ttl_s)) is not None:
             self._remove(gone)
+        return True
+
+    def _depend(self, result: ComputedResult, key: str, group: str | None) -> None:
+        self._names[key] = (result.query_text, result.collection, result.scope)
+        of_collection = self._dependencies.setdefault(result.collection, Dependencies())
+        embedding = np.frombuffer(result.embedding, dtype="<f4")
+        of_collection.put(key, embedding, result.cutoff, result.candidates, group)
+
+    def _put_alias(self, result: ComputedResult, key: str, expires_at: float, soft_at: float) -> bool:
+        """Keep `result` as an alias of the nearest entry of its collection and scope, if its rows agree with that one's."""
+        if not self.policy.alias_overlap or not result.ids or not result.embedding or self.aliases.of(key):
+            return False
+        of_collection = self._dependencies.get(result.collection)
+        embedding = np.frombuffer(result.embedding, dtype="<f4")
+        near = None if of_collection is None else of_collection.nearest(embedding, result.scope, other_than=key)
+        if near is None:
+            return False
+        text, collection, scope = self._names[near[0]]
+        entry, held = self.store.info(text, collection, scope), self.store.get(text, collection, scope)
+        if scope != result.scope or entry is None or held is None:
+            return False
+        kept = as_alias(result, held, self.policy.alias_overlap)
+        if kept is None:
+            return False
+        if key not in self.aliases and len(self.aliases) >= self.policy.max_entries:
+            self._remove(self.aliases.oldest())
+        if not self.store.put_alias(kept, entry, expires_at=expires_at, soft_at=soft_at):
+            return False
+        self.admission.remove(key)  # of one that had a record of its own
+        self.aliases.add(key, entry.key_hash)
+        self._depend(result, key, group=None)
         return True
 
     def is_worth(self, text: str, collection: str, now: float) -> bool:
@@ -113,7 +161,13 @@ class ResultKeeper:
     # --- out ----------------------------------------------------------------------------------------------------------
 
     def _remove(self, key: str) -> None:
+        """Remove an entry and its aliases. One that left with its entry is fine."""
+        if key not in self._names:
+            return
+        for alias in self.aliases.of(key):
+            self._remove(alias)
         text, collection, scope = self._names.pop(key)
+        self.aliases.remove(key)
         self.store.remove(text, collection, scope)
         if (of_collection := self._dependencies.get(collection)) is not None:
             of_collection.remove(key)
@@ -141,6 +195,7 @@ class ResultKeeper:
             del self._names[key]
             self._void.add(key)
             self.admission.remove(key)
+            self.aliases.remove(key)
         self._dependencies.pop(collection, None)
         return self.store.invalidate_collection(collection)
 
@@ -247,7 +302,10 @@ class ResultKeeper:
         self._popularity.add(entry.query_text, entry.collection, entry.scope, hits, now, is_twin=is_twin)
         if is_twin:  # an application's own search: asked of the collection, whatever else it was asked with
             self._popularity.add(entry.query_text, entry.collection, "", hits, now)
-        self.admission.touch(entry.key_hash, hits, now)
+        if entry.alias_of:
+            self.aliases.touch(entry.key_hash)
+            self._alias_hits += hits
+        self.admission.touch(self.aliases.entry_of(entry.key_hash), hits, now)
 
     @property
     def misses(self) -> int:
@@ -269,6 +327,8 @@ class ResultKeeper:
         expired = sum(entry.expires_at <= now for entry in entries)
         return {
             "total_cached_queries": len(entries),
+            "aliases": len(self.aliases),
+            "alias_hits": self._alias_hits,
             "valid_entries": len(entries) - expired,
             "expired_entries": expired,
             "stale_entries": sum(entry.soft_at <= now < entry.expires_at for entry in entries),

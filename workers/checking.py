@@ -46,6 +46,8 @@ def still_holds(found: CachedResult, hits: Sequence[Hit], depth: int, text_field
     if now.keys() != set(found.candidates):
         return False
     return all(
-        abs(now[point_id].score - score) <= SCORE_SLACK and str(now[point_id].payload.get(text_field, "")) == content
+        (hit := now.get(point_id)) is not None  # of an alias, rows may be another query's
+        and abs(hit.score - score) <= SCORE_SLACK
+        and str(hit.payload.get(text_field, "")) == content
         for point_id, score, content in zip(found.ids, found.scores.tolist(), found.contents, strict=True)
     )

@@ -110,7 +110,7 @@ def test_an_alias_gives_what_a_record_of_its_own_would_and_takes_less(store: Res
         assert (found.query_text, found.collection, found.scope) == ("Another Query", "docs", "")
         assert (found.expires_at, found.soft_at, found.cost_s, found.cutoff) == (LATER - 1, 5.0, 0.25, 0.5)
         assert (found.quality, found.quality_basis, found.language) == (0.5, "similarity", "en")
-        assert (len(found.rerank_scores), len(found.embedding), found.candidates) == (2, 0, ())
+        assert (len(found.rerank_scores), found.embedding.tolist(), found.candidates) == (2, [2.0] * 8, (7, 8, 9))
         assert [hit.payload["metadata"] for hit in found.hits()] == [{"rows": "a"}, {}]
         assert found.fresh_metadata() == ({"rows": "a"}, {})
     alias, whole = entry(store, "Another Query"), entry(store, "the entry")
