@@ -19,6 +19,7 @@ class TaskType(StrEnum):
     RERANK = "rerank"  # search and rerank popular queries, publish their results
     WARM = "warm"  # precompute what the cache lacks for the popular queries
     TUNE = "tune"  # measure the index and propose other settings, or apply them
+    LEARN = "learn"  # learn a reranker for one collection from its judgments, and use it where it is better
     PING = "ping"  # answer, and do nothing: it says whether workers do
 
 

@@ -88,12 +88,22 @@ class TuningSettings(Settings, frozen=True):
     apply: bool = False
 
 
+class LearningSettings(Settings, frozen=True):
+    """When a reranker is learned for a collection, and where it is kept. See workers/learning.py."""
+
+    folder: str = ""  # "" is nowhere: then nothing is learned
+    min_judged: int = 50  # queries with a relevant document: with fewer nothing is learned
+    train_from: int = 200  # pairs of query and relevant document: with fewer the weights of a fusion are learned alone
+    epochs: int = 2
+
+
 class WorkerSettings(Settings, frozen=True):
     store: StoreSettings = StoreSettings()
     model: ModelSettings = ModelSettings()
     rerank: RerankSettings = RerankSettings()
     gate: GateSettings = GateSettings()
     tuning: TuningSettings = TuningSettings()
+    learning: LearningSettings = LearningSettings()
     scroll_size: int = 64  # points per step of a re-index: a checkpoint about every few seconds on one core
     grace_s: float = 10.0
     rebuild_folder: str = ""  # what a rebuild on a server must know after the swap; "": in memory alone

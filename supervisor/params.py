@@ -68,6 +68,7 @@ ACCEPTED: Mapping[TaskType, Mapping[str, _Check]] = {
     TaskType.RERANK: {"max_queries": _COUNT, "queries": _TEXTS, "scope": _SCOPE, "dry_run": _FLAG},
     TaskType.WARM: {"max_queries": _COUNT, "queries": _TEXTS, "force_refresh": _FLAG, "dry_run": _FLAG},
     TaskType.TUNE: {"apply": _FLAG, "fields": _TEXTS},
+    TaskType.LEARN: {"undo": _FLAG},
     TaskType.PING: {"token": _TEXT, "hold_s": _SECONDS},
 }
 
@@ -111,10 +112,10 @@ def jobs_for(
     """Return the queries a task works on, each with its judgments.
 
     `popular(limit, min_frequency)` lists queries of the collection, in the order in which they are to be worked on (most
-    popular first, or as planned); `judgments` maps a query's hash to its text and
-    grades. A ping gets none. A re-index and a tune get the judged and the popular queries, to measure with. Of popular
-    queries those are left out whose results a full store would not keep: they are not `is_worth` it. A warm task leaves
-    out what `is_cached`, and gets the `stale` ones as well: those whose result is served and to be computed again.
+    popular first, or as planned); `judgments` maps a query's hash to its text and grades. A ping gets none. A re-index and
+    a tune get the judged and the popular queries, to measure with; a learn task the judged ones. Of popular queries those
+    are left out whose results a full store would not keep: they are not `is_worth` it. A warm task leaves out what
+    `is_cached`, and gets the `stale` ones as well: those whose result is served and to be computed again.
     """
 
     def job(text: str, weight: float = 1.0) -> QueryJob:
@@ -123,8 +124,10 @@ def jobs_for(
 
     if task_type is TaskType.PING:
         return ()
+    judged = [text for text, _ in judgments.values()]
+    if task_type is TaskType.LEARN:
+        return tuple(job(text) for text in dict.fromkeys(judged))
     if task_type in (TaskType.REINDEX, TaskType.TUNE):
-        judged = [text for text, _ in judgments.values()]
         asked = [q.query_text for q in popular(GATE_QUERIES, 1) if not q.scope]
         return tuple(job(text) for text in dict.fromkeys([*judged, *asked]))
     if (texts := params.get("queries")) is not None:

@@ -12,6 +12,7 @@ import msgspec
 from ..ipc.paths import default_runtime_dir, default_state_dir
 from ..ipc.settings import (
     GateSettings,
+    LearningSettings,
     ModelSettings,
     RerankSettings,
     Secret,
@@ -96,6 +97,12 @@ class Tuning(Section, frozen=True):
     apply: bool = False
 
 
+class Learning(Section, frozen=True):
+    min_judged: int = 50
+    train_from: int = 200
+    epochs: int = 2
+
+
 class Reindex(Section, frozen=True):
     retention_hours: float = 168.0
 
@@ -137,6 +144,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     reindex: Reindex = Reindex()
     gate: Gate = Gate()
     tuning: Tuning = Tuning()
+    learning: Learning = Learning()
     cache: Cache = Cache()
     schedule: Schedule = Schedule()
     queue: Retry = Retry()
@@ -197,6 +205,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             gate=GateSettings(**msgspec.structs.asdict(self.gate)),
             tuning=TuningSettings(**msgspec.structs.asdict(self.tuning)),
             rebuild_folder=str(self.state_dir() / "rebuilds"),
+            learning=LearningSettings(
+                **msgspec.structs.asdict(self.learning), folder=str(self.state_dir() / "rerankers")
+            ),
             retention_s=self.reindex.retention_hours * 3600,
             grace_s=self.service.grace_s,
         )
@@ -211,6 +222,7 @@ SECTIONS: dict[str, type[Section]] = {
     "reindex": Reindex,
     "gate": Gate,
     "tuning": Tuning,
+    "learning": Learning,
     "cache": Cache,
     "schedule": Schedule,
     "queue": Retry,
@@ -238,6 +250,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "reranker.max_queries": (1, 1000),
     "reindex.retention_hours": (0, 87_600),
     "tuning.recall_goal": (0.5, 1),
+    "learning.min_judged": (20, 1_000_000),
+    "learning.train_from": (20, 1_000_000),
+    "learning.epochs": (1, 20),
     "gate.ndcg_tolerance": (0, 1),
     "gate.recall_tolerance": (0, 1),
     "gate.latency_ratio": (1, 100),

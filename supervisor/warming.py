@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from ..ipc.entry import EntryInfo
 from ..ipc.records import QueryRecord, TaskRecord, TaskType
-from ..ipc.store import EntryInfo
 from . import cadence, planning
 from .cadence import Cadence, Looked
 from .forecast import Features, Forecast, features, usual_day

@@ -52,7 +52,7 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 @contextmanager
-def _no_progress_bars() -> Iterator[None]:
+def no_progress_bars() -> Iterator[None]:
     import transformers.utils.logging as hub_logging
 
     was_shown, verbosity = hub_logging.is_progress_bar_enabled(), hub_logging.get_verbosity()
@@ -73,7 +73,7 @@ def quietly_load(what: str, load: Callable[[str, bool], Any]) -> Any:
     """
     target = resolve(what)
     try:
-        with _no_progress_bars():
+        with no_progress_bars():
             return load(target, Path(target).is_dir())
     except ImportError as error:
         raise ModelUnavailable(

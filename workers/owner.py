@@ -20,6 +20,7 @@ from ..ipc.settings import WorkerSettings
 from . import changes
 from .edge import EdgeStore
 from .filters import Filters
+from .learned_reranker import Rerankers
 from .models import load_embedder
 from .names import check_id, check_size, floats_of, vector_of
 from .rollback import drop_expired, roll_back
@@ -62,6 +63,7 @@ class OwnerService:
             *(store, embedder, reranker, settings, time.time, lambda: None),
             as_of=lambda: self.seq,
             models=self._serving,
+            rerankers=Rerankers.of_settings(settings, reranker, self._serving.of),
         )
 
     def answer(self, call: calls.Call) -> calls.Answer:

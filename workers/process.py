@@ -21,6 +21,7 @@ from ..ipc.settings import ModelSettings, RerankSettings, WorkerSettings
 from .batches import Batched
 from .courtesy import make_courteous, pin
 from .handover import make_embedder
+from .learned_reranker import Rerankers
 from .link import ORPHANED, Link, watch_over
 from .loop import TaskWorker
 from .models import load_embedder
@@ -140,10 +141,12 @@ def reseed() -> None:
 
 def run_tasks(link: Link, board: Board, command: Configure, embedder: Embedder, reranker: Reranker) -> None:
     settings, results = command.settings, ResultReader(Path(command.results_path))
+    row = command.board_row
 
     def make_tools(pace: Callable[[], None]) -> Tools:
         store = open_store(settings.store, command.owner_socket)
         is_embedded = settings.store.is_embedded
+        models = Serving(store, embedder, lambda name: load_embedder(settings.model, name))
         gate = OwnersGate(Path(command.owner_socket), settings.store.timeout_s, sees_every_write=is_embedded)
         return Tools(
             store=store,
@@ -156,10 +159,10 @@ def run_tasks(link: Link, board: Board, command: Configure, embedder: Embedder, 
             cached=lambda text, collection: results.get_at(text, collection, "", time.time()),
             gate=gate,
             filters=gate.filters,
-            models=Serving(store, embedder, lambda name: load_embedder(settings.model, name)),
+            models=models,
+            rerankers=Rerankers.of_settings(settings, reranker, models.of, is_small=lambda: board.is_small(row)),
         )
 
-    row = command.board_row
     for batched in (embedder, reranker):
         if isinstance(batched, Batched):
             batched.batches.watch(lambda: board.is_small(row))

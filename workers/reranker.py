@@ -104,6 +104,10 @@ class LateInteractionReranker:
         self._bytes = 0
 
     @property
+    def embedder(self) -> Embedder:
+        return self._embedder
+
+    @property
     def name(self) -> str:
         return f"late interaction ({self._embedder.name})"
 
@@ -114,13 +118,26 @@ class LateInteractionReranker:
         return scores
 
     def score_many(self, questions: Sequence[Question], *, pace: Callable[[], None] | None = None) -> list[Floats]:
-        """See ManyReranker. The queries' tokens are computed together, and those of all documents that are not kept."""
-        scores: list[Floats] = []
+        """See ManyReranker."""
+        found = self.similarities(questions, pace=pace)
+        return [_fused(one, similarity) for one, similarity in zip(questions, found, strict=True)]
+
+    def similarities(self, questions: Sequence[Question], *, pace: Callable[[], None] | None = None) -> list[Floats]:
+        """Return MaxSim of each question's texts. The queries' tokens are computed together, and those of all documents
+        that are not kept."""
+        found: list[Floats] = []
         for group in in_groups(questions, TEXTS_AT_ONCE):
             queries = self._embedder.token_vectors([question.query for question in group])
             known = self._document_tokens([text for question in group for text in question.texts], pace)
-            scores += [_fused(one, tokens, known) for one, tokens in zip(group, queries, strict=True)]
-        return scores
+            for question, tokens in zip(group, queries, strict=True):
+                documents = [known[fingerprint(text)].astype(np.float32) for text in question.texts]
+                found.append(max_sims(tokens, documents))
+        return found
+
+    def similarity(self, query: str, texts: Sequence[str], pace: Callable[[], None] | None = None) -> Floats:
+        """Return MaxSim of each text, shape (len(texts),)."""
+        (found,) = self.similarities([Question(query, texts, np.empty(0, dtype=np.float32))], pace=pace)
+        return found
 
     def _document_tokens(self, texts: Sequence[str], pace: Callable[[], None] | None) -> dict[str, Any]:
         """Return the token vectors of each text by its fingerprint, float16."""
@@ -154,15 +171,10 @@ def in_groups(questions: Sequence[Question], texts: int) -> Iterator[list[Questi
         yield group
 
 
-def _fused(question: Question, query_tokens: Vectors, known: Mapping[str, Any]) -> Floats:
+def _fused(question: Question, similarity: Floats) -> Floats:
     if not question.texts:
         return np.empty(0, dtype=np.float32)
-    documents = [known[fingerprint(text)].astype(np.float32) for text in question.texts]
-    parts = (
-        max_sims(query_tokens, documents),
-        np.asarray(question.dense, dtype=np.float32),
-        bm25(question.query, question.texts),
-    )
+    parts = (similarity, np.asarray(question.dense, dtype=np.float32), bm25(question.query, question.texts))
     fused: Floats = np.sum([z_scores(part) for part in parts], axis=0, dtype=np.float32)
     return fused
 

@@ -169,7 +169,7 @@ def _result(job: Job, at: Checkpoint, tools: Tools) -> dict[str, object]:
         "queries_without_results": at.without_results,
         "processing_time_seconds": at.elapsed_s,
         "cpu_seconds_per_query": at.cost_s / at.published if at.published else 0.0,
-        "reranker": tools.reranker.name,
+        "reranker": tools.reranking(job.collection).name,
         "reranked_count": reranked,
         "queries_not_reranked": at.unreranked,
         "reranker_problem": at.problem or None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import msgspec
@@ -41,6 +42,8 @@ def compute(
         return
     cpu_before_s = time.process_time()
     distance = tools.store.info(collection).distance
+    if is_reranked:
+        tools = replace(tools, reranker=tools.reranking(collection))
     vectors = tools.query_vectors.embed(tools.searching(collection), [job.text for job in jobs], pace=tools.pace)
     depth = max(candidates, limit) if is_reranked else limit
     hit_lists = tools.store.search(collection, vectors, limit=depth, query_filter=query_filter)

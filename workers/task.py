@@ -78,6 +78,12 @@ class Reranker(Protocol):
         ...
 
 
+class OtherRerankers(Protocol):
+    """See learned_reranker.py."""
+
+    def of(self, collection: str) -> Reranker: ...
+
+
 class Job(msgspec.Struct, frozen=True):
     """One attempt at a task. `checkpoint` is what the last attempt saved, None at the first."""
 
@@ -129,6 +135,8 @@ class Tools:
     """Who sees what applications write; None where nobody does."""
     models: OtherModels | None = None
     """Of collections whose vectors another model made; None: there are none."""
+    rerankers: OtherRerankers | None = None
+    """Of collections that a reranker was learned for; None: there are none."""
     filters: Callable[[str], Mapping[str, int]] = lambda _collection: {}
     """Which payload fields searches of a collection filter by, and how many did; nothing where nobody counts them."""
     query_vectors: QueryVectors = field(default_factory=QueryVectors)
@@ -139,6 +147,10 @@ class Tools:
     def searching(self, collection: str) -> Embedder:
         """Return what embeds queries of a collection: the model that made its vectors."""
         return self.embedder if self.models is None else self.models.of(collection)
+
+    def reranking(self, collection: str) -> Reranker:
+        """Return what reranks hits of a collection: what was learned for it, else the configured reranker."""
+        return self.reranker if self.rerankers is None else self.rerankers.of(collection)
 
     @property
     def maker(self) -> Maker:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..ipc.records import TaskType
 from .dry_run import or_dry, would_compute, would_embed
+from .learning import learn
 from .ping import ping
 from .reindexing import reindex
 from .reranking import rerank, warm
@@ -15,5 +16,6 @@ TASKS: Tasks = {
     TaskType.RERANK: or_dry(rerank, would_compute),
     TaskType.WARM: or_dry(warm, would_compute),
     TaskType.TUNE: tune,
+    TaskType.LEARN: learn,
     TaskType.PING: Bare(ping),
 }

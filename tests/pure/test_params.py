@@ -34,6 +34,7 @@ GOOD: Mapping[str, list[Any]] = {
     "without_gate": [True, False],
     "allow_mixed": [True, False],
     "apply": [True, False],
+    "undo": [True, False],
     "fields": [[], ["author", "meta.year"]],
 }
 BAD: Mapping[str, list[Any]] = {
@@ -48,6 +49,7 @@ BAD: Mapping[str, list[Any]] = {
     "without_gate": [1, "no"],
     "allow_mixed": [0, None],
     "apply": [1, "yes"],
+    "undo": [1, "yes"],
     "fields": ["author", [""], None],
     "hold_s": [0, -1, True, "1", 3601, float("nan"), float("inf"), None],
 }
@@ -190,3 +192,9 @@ def test_a_tune_measures_with_the_queries_of_a_reindex() -> None:
     found = jobs(TaskType.TUNE, {"apply": True}, popular[0], judged("b", "c"))
     assert found == jobs(TaskType.REINDEX, {}, popular[1], judged("b", "c"))
     assert {one.text for one in found} == {"a", "b", "c"}
+
+
+def test_a_learn_task_gets_the_judged_queries_alone() -> None:
+    found = jobs(TaskType.LEARN, {}, Popular("a", "b"), judged("b", "c"))
+    assert {one.text for one in found} == {"b", "c"}
+    assert all(one.judgments for one in found)

@@ -34,6 +34,7 @@ from .supervisor.journal import Journal
 from .supervisor.requests import Requests
 from .supervisor.state import Action, SendCommand, SendReply
 from .workers.changes import looked_up
+from .workers.learned_reranker import Rerankers
 from .workers.loop import TaskWorker
 from .workers.models import SentenceTransformerEmbedder, load_embedder
 from .workers.open_store import open_store
@@ -277,6 +278,7 @@ class InlineLane:
         else:
             reranker = make_reranker(settings.rerank, embedder)
         store = self.store()
+        models = Serving(store, embedder, lambda name: load_embedder(settings.model, name))
         tools = Tools(
             store,
             embedder,
@@ -285,7 +287,8 @@ class InlineLane:
             time.time,
             pace,
             cached=lambda text, collection: self._reader.get_at(text, collection, "", time.time()),
-            models=Serving(store, embedder, lambda name: load_embedder(settings.model, name)),
+            models=models,
+            rerankers=Rerankers.of_settings(settings, reranker, models.of),
         )
         self._tools = known or tools
         return tools

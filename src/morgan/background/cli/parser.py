@@ -24,7 +24,7 @@ OK, FAILED, USAGE, NO_SERVICE = range(4)
 INTERRUPTED = 130  # as a shell reports SIGINT
 
 FREQUENCIES = ("hourly", "daily", "weekly")
-TYPES = ("reindex", "rerank", "warm", "tune", "ping")
+TYPES = ("reindex", "rerank", "warm", "tune", "learn", "ping")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -69,14 +69,7 @@ def build() -> argparse.ArgumentParser:
     quality.add_argument("--plot", metavar="FILE", help="draw them into this PNG file (needs matplotlib)")
     watch = add("watch", "print what happens as it happens, until Ctrl-C", "watch:watch")
     watch.add_argument("--for", type=float, dest="for", metavar="SECONDS", help="end by itself after this long")
-    run = add("run", "run one task now and show its progress", "tasks:run")
-    run.add_argument("type", help=" | ".join(TYPES))
-    run.add_argument("collection")
-    run.add_argument("--force", action="store_true", help="run it whatever the CPU budget")
-    run.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
-    run.add_argument("--deadline", type=float, metavar="SECONDS", help="give it up where it has not ended by then")
-    run.add_argument("--no-wait", action="store_true", help="hand it in and return")
-    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter, its value in JSON")
+    _run(add("run", "run one task now and show its progress", "tasks:run"))
     _schedule(add("schedule", "list, add or remove scheduled tasks", "schedule:schedule"))
     _tasks(add("tasks", "list tasks, or cancel, requeue, pause and resume them", "tasks:tasks"))
     _cache(add("cache", "figures and contents of the result store", "cache:cache"))
@@ -84,6 +77,10 @@ def build() -> argparse.ArgumentParser:
     back = add("roll-back", "serve the version before a collection's last swap again", "versions:roll_back")
     back.add_argument("collection")
     back.add_argument("--force", action="store_true", help="also where documents were written since the swap")
+    learn = add("learn", "learn a reranker for a collection from its judgments", "tasks:learn")
+    learn.add_argument("collection")
+    learn.add_argument("--undo", action="store_true", help="use the reranker before instead; once more: the later one")
+    learn.add_argument("--force", action="store_true", help="run it whatever the CPU budget")
     tune = add("tune", "measure a collection's index and propose other settings", "tasks:tune")
     tune.add_argument("collection")
     tune.add_argument("--apply", action="store_true", help="make the changes that are proposed")
@@ -98,6 +95,18 @@ def build() -> argparse.ArgumentParser:
     _units(add("uninstall-service", "remove the unit that install-service wrote", "install:uninstall"))
     config.add_argument("--defaults", action="store_true", help="print a file with every key at its default")
     return parser
+
+
+def _run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("type", help=" | ".join(TYPES))
+    parser.add_argument("collection")
+    parser.add_argument("--force", action="store_true", help="run it whatever the CPU budget")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
+    parser.add_argument("--deadline", type=float, metavar="SECONDS", help="give it up where it has not ended by then")
+    parser.add_argument("--no-wait", action="store_true", help="hand it in and return")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter, its value in JSON"
+    )
 
 
 def _units(parser: argparse.ArgumentParser, *, is_install: bool = False) -> None:

@@ -60,6 +60,17 @@ def tune(args: argparse.Namespace) -> int:
     return run(argparse.Namespace(**vars(args) | given | {"deadline": None, "no_wait": False}))
 
 
+def learn(args: argparse.Namespace) -> int:
+    """Run a learn task: `run learn` with its parameters as options. An undo is done at once: it costs nothing."""
+    given = {
+        "type": "learn",
+        "set": ["undo=true"] if args.undo else [],
+        "dry_run": False,
+        "force": args.force or args.undo,
+    }
+    return run(argparse.Namespace(**vars(args) | given | {"deadline": None, "no_wait": False}))
+
+
 def follow(client: Client, task_id: str, watch: Callable[[TaskRecord], None] | None = None) -> TaskRecord:
     """Show a task's progress until it has ended; return its record. `watch` is called at least every LOOK_S."""
     progress, seen, reason = Progress(), -1, ""
