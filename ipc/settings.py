@@ -42,6 +42,7 @@ class StoreSettings(Settings, frozen=True):
 
 LOADERS = ("auto", "reference", "fast")
 PRECISIONS = ("fp32", "int8")
+FUSIONS = ("rrf", "dbsf", "none")
 
 
 class ModelSettings(Settings, frozen=True):
@@ -65,6 +66,7 @@ class RerankSettings(Settings, frozen=True):
 
     cross_encoder: str = ""
     candidates: int = 50
+    fusion: str = "rrf"  # one of FUSIONS: of dense and sparse vectors, where a collection has both
     top_k: int = 10
     max_queries: int = 50  # popular queries per task
 

@@ -17,7 +17,7 @@ import msgspec
 
 from ..ipc.errors import ConfigError
 from ..ipc.paths import APP
-from ..ipc.settings import LOADERS, PRECISIONS, Secret
+from ..ipc.settings import FUSIONS, LOADERS, PRECISIONS, Secret
 from .sections import LOG_LEVELS, RANGES, SECTIONS, Config, Section, Store, uid_named
 
 __all__ = ["RANGES", "SECTIONS", "Config", "as_environment", "default_toml", "load", "search_path"]
@@ -153,6 +153,11 @@ def _check_precision(where: str, name: str) -> None:
         raise ConfigError(f"{where}: {name!r} must be one of {', '.join(PRECISIONS)}")
 
 
+def _check_fusion(where: str, name: str) -> None:
+    if name not in FUSIONS:
+        raise ConfigError(f"{where}: {name!r} must be one of {', '.join(FUSIONS)}")
+
+
 def _check_zone(where: str, name: str) -> None:
     try:
         ZoneInfo(name)
@@ -182,6 +187,7 @@ _CHECKS = {
     "store.url": _check_url,
     "model.loader": _check_loader,
     "model.precision": _check_precision,
+    "reranker.fusion": _check_fusion,
 }
 
 

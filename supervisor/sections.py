@@ -78,6 +78,7 @@ class Model(Section, frozen=True):
 class Reranker(Section, frozen=True):
     cross_encoder: str = ""
     candidates: int = 50
+    fusion: str = "rrf"
     top_k: int = 10
     max_queries: int = 50
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..ipc.records import Hit, QueryJob
 from ..ipc.result import CachedResult
+from .candidates import find
 from .task import Tools
 
 AT_ONCE = 32  # searches a request
@@ -25,24 +26,37 @@ def outdated(jobs: Sequence[QueryJob], collection: str, tools: Tools) -> Iterato
         some = held[start : start + AT_ONCE]
         same_model = [(job, found) for job, found in some if len(found.embedding) == size]
         gone = [job for job, found in some if len(found.embedding) != size]
-        if same_model:
-            vectors = np.stack([found.embedding for _, found in same_model])
-            limit = max(max(len(found.candidates), depth) for _, found in same_model)
-            lists = tools.store.search(collection, vectors, limit=limit)
-            field = tools.settings.model.text_field
-            gone += [
-                job
-                for (job, found), hits in zip(same_model, lists, strict=True)
-                if not still_holds(found, hits, depth, field)
-            ]
+        alike: dict[tuple[bool, int], list[tuple[QueryJob, CachedResult]]] = {}
+        for job, found in same_model:
+            alike.setdefault((len(found.rerank_scores) > 0, _wanted(found, depth)), []).append((job, found))
+        for (is_reranked, limit), group in alike.items():
+            gone += _gone(group, collection, tools, limit, is_reranked=is_reranked)
         tools.pace()
         yield gone
 
 
+def _wanted(found: CachedResult, depth: int) -> int:
+    """Return how many candidates a search for `found` had to look for; `depth` where it may have found fewer."""
+    return max(len(found.candidates), depth) if found.cutoff is None else len(found.candidates)
+
+
+def _gone(
+    some: Sequence[tuple[QueryJob, CachedResult]], collection: str, tools: Tools, limit: int, *, is_reranked: bool
+) -> list[QueryJob]:
+    """Search again as these results were searched for; return the queries of those that no longer hold."""
+    vectors = np.stack([found.embedding for _, found in some])
+    texts = [job.text for job, _ in some]
+    if is_reranked:
+        lists = find(tools.store, collection, vectors, texts, tools.settings, limit=limit).hits
+    else:
+        lists = tools.store.search(collection, vectors, limit=limit)
+    field, depth = tools.settings.model.text_field, tools.settings.rerank.candidates
+    return [job for (job, found), hits in zip(some, lists, strict=True) if not still_holds(found, hits, depth, field)]
+
+
 def still_holds(found: CachedResult, hits: Sequence[Hit], depth: int, text_field: str) -> bool:
     """Say whether `found` could have been made from `hits` (nearest first): the same candidates, scores and texts."""
-    wanted = len(found.candidates) if found.cutoff is not None else depth
-    now = {hit.id: hit for hit in hits[:wanted]}
+    now = {hit.id: hit for hit in hits[: _wanted(found, depth)]}
     if now.keys() != set(found.candidates):
         return False
     return all(

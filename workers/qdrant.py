@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import wraps
@@ -25,8 +26,11 @@ from .names import (
     vector_of,
 )
 from .retries import until_answered
+from .sparse import SAMPLE, SparseEncoder, SparseRow, encoder_of
 from .vectors import AS_KEY, COPIED_KEY, STAMP_KEY, Only, Rewrite, Vectors
 from .versions import is_ours, serving_aliases
+
+ENCODER_KNOWN_S = 600.0  # then it is looked again for what made a collection's sparse vectors
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -71,6 +75,7 @@ class QdrantStore:
 
     def __init__(self, client: Any, *, where: str = "the given client", is_own: bool = False) -> None:
         self._client, self.where, self._is_own = client, where, is_own
+        self._encoders: dict[tuple[str, str], tuple[float, tuple[SparseEncoder | None, str]]] = {}
 
     def _names(self) -> list[str]:
         names = [one.name for one in self._client.get_collections().collections]
@@ -236,6 +241,63 @@ class QdrantStore:
         if not requests:
             return []
         answers = self._client.query_batch_points(info.name, requests=requests)
+        return [[Hit(id=p.id, score=p.score, payload=p.payload or {}) for p in one.points] for one in answers]
+
+    @_reachable
+    def sparse_encoder(self, name: str, text_field: str) -> tuple[SparseEncoder | None, str]:
+        """See Hybrid. Looked for once in ENCODER_KNOWN_S."""
+        looked_at, found = self._encoders.get((name, text_field), (-ENCODER_KNOWN_S, (None, "")))
+        if time.monotonic() - looked_at >= ENCODER_KNOWN_S:
+            found = self._find_encoder(self.info(name).name, text_field)
+            self._encoders[name, text_field] = time.monotonic(), found
+        return found
+
+    def _find_encoder(self, real: str, text_field: str) -> tuple[SparseEncoder | None, str]:
+        names = sorted(self._client.get_collection(real).config.params.sparse_vectors or {})
+        if not names:
+            return None, ""
+        records, _ = self._client.scroll(real, limit=SAMPLE, with_payload=[text_field], with_vectors=names)
+        for name in names:
+            documents = [
+                (text, vector.indices)
+                for record in records
+                if isinstance(text := (record.payload or {}).get(text_field), str)
+                and (vector := (record.vector or {}).get(name)) is not None
+            ]
+            if (found := encoder_of(name, documents)) is not None:
+                return found, ""
+        return None, f"it is not known what made the sparse vectors {', '.join(map(repr, names))}; BM25 is"
+
+    @_reachable
+    def search_hybrid(
+        self,
+        name: str,
+        vectors: Vectors,
+        sparse: Sequence[SparseRow],
+        *,
+        using: str,
+        fusion: str,
+        limit: int = 10,
+        query_filter: Mapping[str, Any] | None = None,
+    ) -> list[list[Hit]]:
+        """See Hybrid. One request: both searches, their fusion, and the dense scores of what it leaves."""
+        from qdrant_client import models
+
+        info, wanted = self.info(name), _filter(query_filter)
+        check_vectors(info, vectors)
+        dense = info.vector_name or None
+        requests = []
+        for vector, row in zip(vectors.tolist(), sparse, strict=True):
+            words = models.SparseVector(indices=list(row.indices), values=list(row.values))
+            both = [
+                models.Prefetch(query=vector, using=dense, filter=wanted, limit=limit),
+                models.Prefetch(query=words, using=using, filter=wanted, limit=limit),
+            ]
+            fused = models.Prefetch(prefetch=both, query=models.FusionQuery(fusion=models.Fusion(fusion)), limit=limit)
+            requests.append(
+                models.QueryRequest(prefetch=fused, query=vector, using=dense, limit=limit, with_payload=True)
+            )
+        answers = self._client.query_batch_points(info.name, requests=requests) if requests else []
         return [[Hit(id=p.id, score=p.score, payload=p.payload or {}) for p in one.points] for one in answers]
 
     @_reachable

@@ -8,6 +8,7 @@ import msgspec
 from msgspec.structs import replace
 
 from ..ipc.records import ComputedResult, Hit, Measure, QueryJob, TaskProgress
+from .candidates import how
 from .checking import AT_ONCE, outdated, still_holds
 from .fingerprint import fingerprint
 from .in_place import eta_s
@@ -37,6 +38,7 @@ class Checkpoint(msgspec.Struct):
     unreranked: int = 0  # queries whose candidates the reranker could not score
     kept: int = 0  # of these, those whose earlier result is reranked, still holds, and stays
     problem: str = ""  # why, of the last of them
+    candidates_from: str = ""  # how they were found, in words
 
 
 def rerank(job: Job, tools: Tools) -> Steps:
@@ -48,6 +50,7 @@ def rerank(job: Job, tools: Tools) -> Steps:
         reason = "no popular queries yet: searches are counted by track_query" if info.points else "empty collection"
         return Outcome(result=_result(job, at, tools) | {"reason": reason}, is_skipped=True)
     check_size(info, tools.searching(job.collection))
+    at.candidates_from = how(tools.store, job.collection, tools.settings)
     began_at, elapsed_before_s, done_before = tools.clock(), at.elapsed_s, len(at.done)
     start, size = 0, 1  # one query first: its result is of use while the others are computed
     while start < len(todo):
@@ -170,6 +173,7 @@ def _result(job: Job, at: Checkpoint, tools: Tools) -> dict[str, object]:
         "processing_time_seconds": at.elapsed_s,
         "cpu_seconds_per_query": at.cost_s / at.published if at.published else 0.0,
         "reranker": tools.reranking(job.collection).name,
+        "candidates_from": at.candidates_from,
         "reranked_count": reranked,
         "queries_not_reranked": at.unreranked,
         "reranker_problem": at.problem or None,

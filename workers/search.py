@@ -13,10 +13,11 @@ import numpy as np
 
 from ..ipc.records import ComputedResult, Hit, QueryJob
 from ..ipc.settings import ModelSettings
+from .candidates import Candidates, find
 from .quality import is_judged, ndcg
 from .scoring import Question, score_each
 from .task import Floats, Tools
-from .vectors import STAMP_KEY
+from .vectors import STAMP_KEY, Vectors
 
 K = 10  # of nDCG@10
 
@@ -46,7 +47,7 @@ def compute(
         tools = replace(tools, reranker=tools.reranking(collection))
     vectors = tools.query_vectors.embed(tools.searching(collection), [job.text for job in jobs], pace=tools.pace)
     depth = max(candidates, limit) if is_reranked else limit
-    hit_lists = tools.store.search(collection, vectors, limit=depth, query_filter=query_filter)
+    hit_lists, is_hybrid = _candidates(jobs, collection, vectors, tools, depth, query_filter, is_reranked=is_reranked)
     as_of = tools.as_of()
     shared_s = (time.process_time() - cpu_before_s) / len(jobs)
     scored = _scored(jobs, hit_lists, tools) if is_reranked else [Ranking()] * len(jobs)
@@ -63,12 +64,30 @@ def compute(
                 scope=scope,
                 embedding=vector.astype("<f4").tobytes(),
                 candidates=tuple(hit.id for hit in hits),
-                cutoff=cutoff_of(hits, depth, distance),
+                cutoff=None if is_hybrid else cutoff_of(hits, depth, distance),
                 as_of=as_of,
                 computed_at=tools.clock(),
                 cost_s=cost_s,
             )
         yield job, result, hits
+
+
+def _candidates(
+    jobs: Sequence[QueryJob],
+    collection: str,
+    vectors: Vectors,
+    tools: Tools,
+    depth: int,
+    query_filter: Mapping[str, Any] | None,
+    *,
+    is_reranked: bool,
+) -> Candidates:
+    """Return what a reranker is to choose from, or what a plain vector search finds."""
+    if not is_reranked:
+        hits = tools.store.search(collection, vectors, limit=depth, query_filter=query_filter)
+        return Candidates(hits, is_hybrid=False)
+    texts = [job.text for job in jobs]
+    return find(tools.store, collection, vectors, texts, tools.settings, limit=depth, query_filter=query_filter)
 
 
 def cutoff_of(hits: Sequence[Hit], depth: int, distance: str) -> float | None:

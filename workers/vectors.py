@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..ipc.records import CollectionInfo, Hit, IndexInfo, IndexSettings, Point, PointId
+from .sparse import SparseEncoder, SparseRow
 
 Vectors = npt.NDArray[np.float32]
 
@@ -171,6 +172,29 @@ class Conditional(Protocol):
 
     def delete_if(self, name: str, ids: Sequence[PointId], *, mark: str) -> None:
         """Delete those of the points that have `mark`."""
+        ...
+
+
+@runtime_checkable
+class Hybrid(Protocol):
+    """A store whose collections may have sparse vectors beside the dense ones."""
+
+    def sparse_encoder(self, name: str, text_field: str) -> tuple[SparseEncoder | None, str]:
+        """Return what encodes queries as the collection's sparse vectors were, or None and why ("": it has none)."""
+        ...
+
+    def search_hybrid(
+        self,
+        name: str,
+        vectors: Vectors,
+        sparse: Sequence[SparseRow],
+        *,
+        using: str,
+        fusion: str,
+        limit: int = 10,
+        query_filter: Mapping[str, Any] | None = None,
+    ) -> list[list[Hit]]:
+        """Return the `limit` best of each query by `fusion` of both searches, with their dense scores, best first."""
         ...
 
 
