@@ -60,7 +60,7 @@ def find(root: Path, faketime: Path | None = None) -> Means:
     if importlib.util.find_spec("qdrant_client") is None:
         found.missing["qdrant_down"] = found.missing["qdrant_slow"] = "qdrant-client is not installed"
     else:
-        note = "qdrant-client's own engine behind its REST protocol (a fake front, no Qdrant server), behind a proxy"
+        note = "the embedded engine behind Qdrant's REST protocol (bench.fake_qdrant, no server), behind a proxy"
         found.notes["qdrant_down"] = found.notes["qdrant_slow"] = note
     return found
 

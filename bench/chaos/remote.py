@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +11,7 @@ from morgan.background.ipc import calls, messages
 from morgan.background.ipc.client import expect
 from morgan.background.ipc.records import TaskRecord
 
+from ..fake_qdrant.running import FakeQdrant
 from .audit import CALL_S, Effects
 from .faults import Faults
 from .ledger import POINTS
@@ -32,7 +31,7 @@ class Remote:
         self._root, self._faults = root, faults
         self._victim: Victim | None = None
         self._proxy: Proxy | None = None
-        self._front: subprocess.Popen[str] | None = None
+        self._server: FakeQdrant | None = None
         self._effects: Effects | None = None
 
     def named(self) -> dict[str, Callable[[random.Random], None]]:
@@ -48,21 +47,14 @@ class Remote:
             self._victim.close()
         if self._proxy is not None:
             self._proxy.down()
-        if self._front is not None:
-            self._front.communicate("")
+        if self._server is not None:
+            self._server.close()
 
     def _started(self, rng: random.Random) -> tuple[Victim, Proxy, Effects]:
         """Return a daemon that is well, with points that a re-index has to embed."""
         if self._victim is None or self._proxy is None or self._effects is None:
-            self._front = subprocess.Popen(
-                [sys.executable, "-m", "bench.chaos.qdrant_front"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                cwd=Path(__file__).parents[2],
-            )
-            assert self._front.stdout is not None
-            self._proxy = Proxy(int(self._front.stdout.readline()))
+            self._server = FakeQdrant()
+            self._proxy = Proxy(self._server.plain_port)
             self._root.mkdir()
             self._victim = Victim(self._root, {"MORGAN_STORE_URL": f"http://127.0.0.1:{self._proxy.port}"})
             self._victim.start()

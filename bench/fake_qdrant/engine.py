@@ -1,0 +1,259 @@
+"""Owns what the calls do: each collection is one shard of qdrant-edge, as a server's is with one shard.
+
+One call at a time, as a server obeys the updates of a shard one after the other, and lets no search see half a change of
+aliases. A batch is not one call: others come in between its operations.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import qdrant_edge as edge
+
+from .catalog import Catalog, Collection
+from .native import MODES, filter_of, id_of, plain_id, plain_record, point_of, query_of, vector_of
+from .refusal import Refusal, known, not_found, unknown, wrong
+
+DONE = {"operation_id": 0, "status": "completed"}
+OF_NO_USE = ("shard_key", "ordering")  # null, or of a cluster
+_update = edge.UpdateOperation
+
+
+class Engine:
+    """Collections in `folder`, which survive the process. Raises Refusal as the server would."""
+
+    def __init__(self, folder: Path) -> None:
+        self._shards_folder = folder / "shards"
+        self._shards_folder.mkdir(parents=True, exist_ok=True)
+        self._catalog = Catalog(folder / "catalog.json")
+        self._shards: dict[str, Any] = {}
+        self._lock = threading.RLock()
+
+    def close(self) -> None:
+        with self._lock:
+            for shard in self._shards.values():
+                shard.flush()
+                shard.close()
+            self._shards = {}
+
+    # --- collections and aliases --------------------------------------------------------------------------------------
+
+    def collections(self) -> Any:
+        with self._lock:
+            return {"collections": [{"name": name} for name in sorted(self._catalog.collections)]}
+
+    def aliases(self) -> Any:
+        with self._lock:
+            pairs = self._catalog.aliases.items()
+            return {"aliases": [{"alias_name": alias, "collection_name": name} for alias, name in pairs]}
+
+    def change_aliases(self, body: Mapping[str, Any]) -> Any:
+        with self._lock:
+            self._catalog.change_aliases(known(body, "actions")["actions"])
+            return True
+
+    def exists(self, name: str) -> Any:
+        with self._lock:
+            return {"exists": self._catalog.aliases.get(name, name) in self._catalog.collections}
+
+    def info(self, name: str) -> Any:
+        with self._lock:
+            shard, held = self._open(name)
+            found = shard.info()
+            return {
+                "status": "green",
+                "optimizer_status": "ok",
+                "points_count": found.points_count,
+                "indexed_vectors_count": found.indexed_vectors_count,
+                "segments_count": found.segments_count,
+                "config": held.config,
+                "payload_schema": {
+                    field: {"data_type": _kind(one), "points": one.points}
+                    | ({"params": held.schema[field]} if field in held.schema else {})
+                    for field, one in found.payload_schema.items()
+                },
+            }
+
+    def create(self, name: str, body: Mapping[str, Any]) -> Any:
+        known(
+            body,
+            *("vectors", "sparse_vectors", "shard_number", "replication_factor", "write_consistency_factor"),
+            *("on_disk_payload", "hnsw_config", "optimizers_config", "quantization_config"),
+        )
+        with self._lock:
+            held = self._catalog.add(name, uuid.uuid4().hex, body)
+            try:
+                self._shards[name] = edge.EdgeShard.create(str(self._path(held)), _config(body))
+            except Exception as error:
+                self._catalog.remove(name)
+                raise wrong(str(error)) from error
+            return True
+
+    def change(self, name: str, body: Mapping[str, Any]) -> Any:
+        with self._lock:
+            self._catalog.change(name, body)
+            return True
+
+    def drop(self, name: str) -> Any:
+        with self._lock:
+            if (gone := self._catalog.remove(name)) is None:
+                return False
+            if (shard := self._shards.pop(name, None)) is not None:
+                shard.close()
+            shutil.rmtree(self._path(gone))
+            return True
+
+    def create_index(self, name: str, body: Mapping[str, Any]) -> Any:
+        known(body, "field_name", "field_schema")
+        field, schema = body["field_name"], body["field_schema"]
+        kind = schema if isinstance(schema, str) else schema["type"]
+        with self._lock:
+            shard, held = self._open(name)
+            self._do(shard, _update.create_field_index(field, getattr(edge.PayloadSchemaType, kind.capitalize())))
+            if isinstance(schema, Mapping):
+                held.schema[field] = dict(schema)
+                self._catalog.save()
+            return DONE
+
+    # --- points -------------------------------------------------------------------------------------------------------
+
+    def upsert(self, name: str, body: Mapping[str, Any]) -> Any:
+        known(body, "points", "update_filter", "update_mode", *OF_NO_USE)
+        points = [point_of(one) for one in body["points"]]
+        mode = MODES[body.get("update_mode") or "upsert"]
+        return self._change(name, _update.upsert_points(points, filter_of(body.get("update_filter")), mode))
+
+    def update_vectors(self, name: str, body: Mapping[str, Any]) -> Any:
+        known(body, "points", "update_filter", *OF_NO_USE)
+        points = [edge.PointVectors(id_of(one["id"]), vector_of(one["vector"])) for one in body["points"]]
+        return self._change(name, _update.update_vectors(points, filter_of(body.get("update_filter"))))
+
+    def delete(self, name: str, body: Mapping[str, Any]) -> Any:
+        known(body, "points", "filter", *OF_NO_USE)
+        if body.get("filter") is not None:
+            return self._change(name, _update.delete_points_by_filter(filter_of(body["filter"])))
+        return self._change(name, _update.delete_points([id_of(one) for one in body["points"]]))
+
+    def set_payload(self, name: str, body: Mapping[str, Any]) -> Any:
+        known(body, "payload", "points", "filter", "key", *OF_NO_USE)
+        payload, key = body["payload"], body.get("key")
+        if body.get("filter") is not None:
+            return self._change(name, _update.set_payload_by_filter(filter_of(body["filter"]), payload, key))
+        return self._change(name, _update.set_payload([id_of(one) for one in body["points"]], payload, key))
+
+    def batch(self, name: str, body: Mapping[str, Any]) -> Any:
+        """Obey one operation after the other; those before one that is refused stay obeyed."""
+        kinds = {
+            "upsert": self.upsert,
+            "delete": self.delete,
+            "set_payload": self.set_payload,
+            "update_vectors": self.update_vectors,
+        }
+        done = []
+        for operation in known(body, "operations")["operations"]:
+            ((kind, given),) = operation.items()
+            if kind not in kinds:
+                raise unknown(f"the operation {kind!r}")
+            done.append(kinds[kind](name, given))
+        return done
+
+    def retrieve(self, name: str, body: Mapping[str, Any]) -> Any:
+        known(body, "ids", "with_payload", "with_vector", "shard_key")
+        with self._lock:
+            shard, _ = self._open(name)
+            records = shard.retrieve(
+                [id_of(one) for one in body["ids"]],
+                with_payload=body.get("with_payload", True) or False,
+                with_vector=body.get("with_vector") or False,
+            )
+        return [plain_record(record) for record in records]
+
+    def scroll(self, name: str, body: Mapping[str, Any]) -> Any:
+        known(body, "offset", "limit", "filter", "with_payload", "with_vector", "shard_key")
+        offset = body.get("offset")
+        with self._lock:
+            shard, _ = self._open(name)
+            records, following = shard.scroll(
+                edge.ScrollRequest(
+                    offset=None if offset is None else id_of(offset),
+                    limit=body.get("limit") or 10,
+                    filter=filter_of(body.get("filter")),
+                    with_payload=body.get("with_payload", True) or False,
+                    with_vector=body.get("with_vector") or False,
+                )
+            )
+        return {
+            "points": [plain_record(record) for record in records],
+            "next_page_offset": None if following is None else plain_id(following),
+        }
+
+    def query(self, name: str, body: Mapping[str, Any]) -> Any:
+        return self.query_batch(name, {"searches": [body]})[0]
+
+    def query_batch(self, name: str, body: Mapping[str, Any]) -> Any:
+        requests = [query_of(one) for one in known(body, "searches")["searches"]]
+        with self._lock:
+            shard, _ = self._open(name)
+            try:
+                answers = shard.query_batch(edge.QueryBatchRequest(requests))
+            except Exception as error:
+                raise wrong(str(error)) from error
+        return [{"points": [plain_record(one) for one in points]} for points in answers]
+
+    def count(self, name: str, body: Mapping[str, Any]) -> Any:
+        known(body, "exact", "filter", "shard_key")
+        with self._lock:
+            shard, _ = self._open(name)
+            return {"count": shard.count(edge.CountRequest(exact=True, filter=filter_of(body.get("filter"))))}
+
+    # --- shards -------------------------------------------------------------------------------------------------------
+
+    def _path(self, held: Collection) -> Path:
+        return self._shards_folder / held.folder
+
+    def _open(self, name: str) -> tuple[Any, Collection]:
+        real = self._catalog.resolve(name)
+        held = self._catalog.collections[real]
+        if real not in self._shards:
+            self._shards[real] = edge.EdgeShard.load(str(self._path(held)))
+        return self._shards[real], held
+
+    def _change(self, name: str, operation: Any) -> Any:
+        with self._lock:
+            self._do(self._open(name)[0], operation)
+        return DONE
+
+    @staticmethod
+    def _do(shard: Any, operation: Any) -> None:
+        try:
+            shard.update(operation)
+        except Exception as error:
+            if str(error).startswith("No point with id"):
+                raise not_found(f"{error} found") from error
+            if "ector" in str(error):  # its size, or its name
+                raise wrong(str(error)) from error
+            raise Refusal(500, f"Service internal error: {error}") from error
+
+
+def _kind(index: Any) -> str:
+    return str(index.data_type).rpartition(".")[2].lower()
+
+
+def _config(body: Mapping[str, Any]) -> Any:
+    """Return the configuration of a shard. The graph's is not in it: none is built."""
+
+    def dense(given: Mapping[str, Any]) -> Any:
+        known(given, "size", "distance", "on_disk", "hnsw_config", "quantization_config")
+        return edge.EdgeVectorParams(size=given["size"], distance=getattr(edge.Distance, given["distance"]))
+
+    vectors = body.get("vectors") or {}
+    named = vectors if "size" not in vectors else {"": vectors}
+    sparse = {name: edge.EdgeSparseVectorParams() for name in body.get("sparse_vectors") or {}}
+    return edge.EdgeConfig(
+        vectors={name: dense(one) for name, one in named.items()} or None, sparse_vectors=sparse or None
+    )
