@@ -21,15 +21,11 @@ from bench.fake_qdrant.faults import ALWAYS, Fault, Kind, fault_of, take
 from bench.fake_qdrant.forwarder import Forwarder
 from bench.fake_qdrant.front import Call
 from bench.fake_qdrant.running import FakeQdrant, running
-from tests.components.qdrant_servers import QDRANT_URL, client_at, client_of_server
+
+from .qdrant_servers import QDRANT_URL, client_at, client_of_server
 
 SIZE = 4
-
-
-@pytest.fixture(scope="module")
-def fake() -> Iterator[FakeQdrant]:
-    with running() as server:
-        yield server
+MISSING = f"fake_test_{uuid.uuid4().hex[:12]}"  # a collection that is not there
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +173,7 @@ def test_an_alias_is_a_name_of_its_collection_for_all_but_its_end(qdrant: Qdrant
     params = models.VectorParams(size=1, distance=models.Distance.DOT)
     assert refused(lambda: qdrant.create_collection(alias, params)) in (400, None)
     assert refused(lambda: qdrant.create_collection(name, params)) in (409, None)
-    qdrant.update_collection_aliases([forget(alias), forget("never_there")])
+    qdrant.update_collection_aliases([forget(alias), forget(f"{name}_never_there")])
     assert not qdrant.collection_exists(alias)
 
 
@@ -204,7 +200,7 @@ def test_of_a_refused_change_of_aliases_what_came_before_stays(qdrant: QdrantCli
     if not qdrant.init_options.get("url"):
         return  # local mode takes all of it back; the server's source does not
     first = f"{name}_a"
-    assert refused(lambda: qdrant.update_collection_aliases([create(first, name), create("x", "not_there")])) == 404
+    assert refused(lambda: qdrant.update_collection_aliases([create(first, name), create(f"{name}_b", MISSING)])) == 404
     assert qdrant.collection_exists(first)
     qdrant.update_collection_aliases([forget(first)])
     assert refused(lambda: qdrant.update_collection_aliases([create(name, name)])) == 409
@@ -212,14 +208,14 @@ def test_of_a_refused_change_of_aliases_what_came_before_stays(qdrant: QdrantCli
 
 def test_a_collection_that_is_not_there_is_refused_and_not_made(qdrant: QdrantClient) -> None:
     for call in (
-        lambda: qdrant.get_collection("not_there"),
-        lambda: qdrant.upsert("not_there", [point(1, "one")]),
-        lambda: qdrant.scroll("not_there"),
-        lambda: qdrant.delete("not_there", models.PointIdsList(points=[1])),
+        lambda: qdrant.get_collection(MISSING),
+        lambda: qdrant.upsert(MISSING, [point(1, "one")]),
+        lambda: qdrant.scroll(MISSING),
+        lambda: qdrant.delete(MISSING, models.PointIdsList(points=[1])),
     ):
         assert refused(call) in (404, None)
-    assert not qdrant.collection_exists("not_there")
-    assert not qdrant.delete_collection("not_there")
+    assert not qdrant.collection_exists(MISSING)
+    assert not qdrant.delete_collection(MISSING)
 
 
 def test_named_and_sparse_vectors_come_back_as_they_were(qdrant: QdrantClient, name: str) -> None:
@@ -416,7 +412,7 @@ def test_faults_stand_before_another_server_as_well(client: QdrantClient, fake: 
         with pytest.raises(ResponseHandlingException):
             forwarded.upsert("beyond", [point(1, "one")], wait=True)
         assert held(forwarded, "beyond") == held(client, "beyond") == {1: ("one", 1.0)}
-        assert refused(lambda: forwarded.get_collection("not_there")) == 404
+        assert refused(lambda: forwarded.get_collection(MISSING)) == 404
     assert fake.calls()[1:] == [{"method": "POST", "path": "/collections/beyond/points/scroll", "fault": None}]
     client.delete_collection("beyond")
     with pytest.raises(ValueError, match="http://HOST:PORT"):

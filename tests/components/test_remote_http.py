@@ -3,12 +3,14 @@
 The server is the fake of bench/fake_qdrant; where QDRANT_URL names a real one, the same runs once more against that, with the
 faults in front of it (README, "With your own Qdrant"). After each fault: every live point has the vector of its current text,
 nothing deleted is back, nothing written is lost, and no reader saw an empty or half-built collection.
+
+Another version beside the one in use: test_remote_rebuild.py.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,101 +18,36 @@ import numpy as np
 import pytest
 from qdrant_client import QdrantClient, models
 
-from bench.fake_qdrant.faults import ALWAYS, Fault, Kind, take
-from bench.fake_qdrant.running import FakeQdrant, running
+from bench.fake_qdrant.faults import Fault, Kind
 from morgan.background.ipc.errors import CollectionNotFound, InvalidArgument, StoreUnavailable
-from morgan.background.ipc.records import IndexSettings, Point, PointId, QueryJob
+from morgan.background.ipc.records import IndexSettings, Point, PointId
 from morgan.background.workers.adopting import adopt_alias
 from morgan.background.workers.fingerprint import fingerprint
 from morgan.background.workers.qdrant import QdrantStore
 from morgan.background.workers.rollback import roll_back
-from morgan.background.workers.task import Step
 from morgan.background.workers.vectors import COPIED_KEY, STAMP_KEY, Rewrite
 from morgan.background.workers.versions import kept_alias, kept_versions
-from tests.components.qdrant_servers import QDRANT_API_KEY, QDRANT_URL, client_at
-from tests.components.remote_site import HASTY_S, NEW, NOW, OLD, PATIENT_S, TEXTS, Site
+
+from .remote_calls import (
+    ALIASES,
+    AT_ONCE,
+    BATCH,
+    CREATE,
+    DROP,
+    IN_TURN,
+    KINDS,
+    QUERY,
+    READS,
+    UPSERT,
+    VECTORS,
+    but,
+    fault,
+)
+from .remote_site import NEW, NOW, OLD, TEXTS, Site
 
 MakeSite = Callable[..., Site]
 
-AT_ONCE = (Kind.STATUS, Kind.FAILED, Kind.CUT, Kind.LOST, Kind.TORN)
-HELD = (Kind.LATE, Kind.SLOW)  # until the client has left
-KINDS = (*AT_ONCE, *HELD)
-IN_TURN = (*AT_ONCE, Kind.LATE)  # where each of many calls fails: a slow one is a lost one that costs time
-
-
-def but(reason: str, params: Iterable[Any], *failing: Any) -> list[Any]:
-    """Return parameters, those marked that the service does not get right yet."""
-    mark = pytest.mark.xfail(strict=True, reason=reason)
-    return [
-        pytest.param(*(one if isinstance(one, tuple) else (one,)), marks=mark if one in failing else ())
-        for one in params
-    ]
-
-
-READS = {
-    "names": ("GET", "/collections"),
-    "aliases": ("GET", "/aliases"),
-    "exists": ("GET", "/collections/*/exists"),
-    "described": ("GET", "/collections/*__v?"),
-    "scrolled": ("POST", "*/points/scroll"),
-    "retrieved": ("POST", "*/points"),
-}
-CREATE = ("PUT", "/collections/*__v?")
-ALIASES = ("POST", "/collections/aliases")
-UPSERT = ("PUT", "*/points")
-DELETE = ("POST", "*/points/delete")
-DROP = ("DELETE", "*")
-VECTORS = ("PUT", "*/points/vectors")
-BATCH = ("POST", "*/points/batch")
-QUERY = ("POST", "*/points/query/batch")
-
-
-@pytest.fixture(scope="module", params=["fake", *(["server"] if QDRANT_URL else [])])
-def fake(request: pytest.FixtureRequest) -> Iterator[FakeQdrant]:
-    with running(*(("--forward", QDRANT_URL) if request.param == "server" else ())) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def application(fake: FakeQdrant) -> Iterator[QdrantClient]:
-    found = client_at(fake.plain_url, api_key=QDRANT_API_KEY)
-    yield found
-    found.close()
-
-
-@pytest.fixture(scope="module")
-def struck(fake: FakeQdrant) -> Iterator[dict[bool, QdrantClient]]:
-    """The service's clients: one that waits, and, for faults in which calls are held, one that does not wait long."""
-    found = {
-        is_hasty: client_at(fake.url, timeout_s=HASTY_S if is_hasty else PATIENT_S, api_key=QDRANT_API_KEY)
-        for is_hasty in (False, True)
-    }
-    yield found
-    for client in found.values():
-        client.close()
-
-
-@pytest.fixture
-def make_site(fake: FakeQdrant, application: QdrantClient, struck: dict[bool, QdrantClient]) -> Iterator[MakeSite]:
-    made: list[Site] = []
-
-    def make(kind: Kind | None = None) -> Site:
-        """Return a site for faults of a kind; None: of none that is held."""
-        made.append(Site(fake, application, struck[kind in HELD]))
-        return made[-1]
-
-    yield make
-    for site in made:
-        site.close()
-
-
-@pytest.fixture
-def site(make_site: MakeSite) -> Site:
-    return make_site()
-
-
-def fault(kind: Kind, call: tuple[str, str], **fields: Any) -> Fault:
-    return Fault(kind, *call, **fields)
+ROLLED_FORWARD = "a roll-back that is asked for again takes the version that it left for the one to go back to"
 
 
 def rewrite_of(number: PointId, text: str, vector: Any = None) -> Rewrite:
@@ -281,7 +218,7 @@ def test_a_server_that_does_not_answer_is_said_to_be_away(make_site: MakeSite, k
         with pytest.raises(StoreUnavailable, match=r"Qdrant at http"):
             ask()
     site.fake.release()
-    assert (site.store.fetch(site.name, [1])[0].payload["text"] == "new") == (kind not in (Kind.STATUS, Kind.CUT))
+    assert (site.direct.fetch(site.name, [1])[0].payload["text"] == "new") == (kind not in (Kind.STATUS, Kind.CUT))
 
 
 @pytest.mark.parametrize("status", [500, 502, 504])
@@ -325,7 +262,7 @@ def test_a_reindex_in_place_whose_every_kind_of_call_fails_once_is_done_in_the_e
 ) -> None:
     site = stale(make_site(kind))
     site.between = site.fake.release
-    calls = [*(READS.values() if kind in AT_ONCE else ()), VECTORS, BATCH]
+    calls = [*(READS if kind in AT_ONCE else ()), VECTORS, BATCH]
     site.fake.strike(*(fault(kind, call) for call in calls), fault(kind, VECTORS, skip=1), fault(kind, BATCH, skip=1))
     result = site.run()
     assert result["documents_processed"] == 13
@@ -364,225 +301,6 @@ def test_vectors_of_the_model_are_adopted_through_failing_calls(site: Site) -> N
     site.check()
 
 
-# --- another version beside it ----------------------------------------------------------------------------------------
-
-
-NEWCOMERS = (
-    "an attempt after the swap does not know what was there before it: what is new in the old version is left there"
-)
-SWAPPED_MEANWHILE = (
-    "a swap that takes effect after the next attempt has looked for it is taken for one that is impossible"
-)
-ROLLED_FORWARD = "a roll-back that is asked for again takes the version that it left for the one to go back to"
-
-
-def written(site: Site, texts: dict[PointId, str], gone: PointId, to: str = "") -> None:
-    site.write(texts, to)
-    site.delete(gone, of=to)
-
-
-def busy(site: Site, **then: Callable[[], None]) -> None:
-    """Let the application change, add and delete wherever a re-index may miss it; and do what `then` says at a point."""
-    late = f"{site.name}__v1"
-    moments: dict[str, list[Callable[[], None]]] = {
-        "copied": [partial(written, site, {1: "changed", 100: "added"}, 2)],
-        "caught up": [partial(written, site, {3: "changed", 101: "added"}, 4)],
-        "judged": [partial(written, site, {5: "changed", 102: "added"}, 6)],
-        # what was on its way to the old version when it was swapped, and newer writes to the new one
-        "swapped": [
-            partial(written, site, {7: "late", 103: "added late"}, 8, late),
-            partial(written, site, {9: "newer", 104: "added after"}, 10),
-        ],
-    }
-    for point, do in then.items():
-        moments.setdefault(point.replace("_", " "), []).append(do)
-
-    def once(point: str) -> None:
-        for do in moments.pop(point, []):
-            do()
-
-    site.reached = once
-
-
-def test_a_new_model_is_built_judged_and_swapped_in_while_the_application_writes(site: Site) -> None:
-    busy(site.fill())
-    result = site.run()
-    assert (result["swapped"], result["served"]) == (True, f"{site.name}__v2")
-    assert result["gate_figures"]["queries"] >= 4
-    site.check()
-    site.check_one_way_back()
-    # and faults are tried with every kind of call that it made
-    tried = [*READS.values(), *WRITES, QUERY]
-    strange = [
-        call for call in site.fake.calls() if not any(matches(one, call["method"], call["path"]) for one in tried)
-    ]
-    assert strange == []
-
-
-def matches(pattern: tuple[str, str], method: str, path: str) -> bool:
-    found, _ = take([Fault(Kind.CUT, *pattern)], method, path, "")
-    return found is not None
-
-
-WRITES = [CREATE, ALIASES, UPSERT, DELETE]
-
-
-def faults(kind: Kind, *, is_new: bool = False) -> list[Fault]:
-    """Return a fault for each kind of call, but for the swap. Reads that are held cost time and show nothing more."""
-    calls = [*(READS.values() if kind in AT_ONCE else ()), UPSERT, DELETE, *([CREATE, ALIASES] if is_new else [])]
-    return [fault(kind, call) for call in calls]
-
-
-@pytest.mark.parametrize(
-    ("moment", "kind"),
-    [*(("begin", kind) for kind in IN_TURN), ("copied", Kind.CUT), ("copied", Kind.LATE), ("caught up", Kind.LOST)],
-)
-def test_a_rebuild_whose_every_kind_of_call_fails_once_is_done_in_the_end(
-    make_site: MakeSite, moment: str, kind: Kind
-) -> None:
-    site = make_site(kind).fill()
-    arm = partial(site.fake.strike, *faults(kind, is_new=moment == "begin"))
-    if moment == "begin":
-        arm()
-    busy(site, **({} if moment == "begin" else {moment: arm}))
-    site.between = site.fake.release
-    result = site.run(without_gate=True)
-    assert result["swapped"]
-    assert len(site.failures) >= len(site.fake.struck()) >= 2
-    site.check()
-    site.check_one_way_back()
-
-
-@pytest.mark.parametrize("kind", but(NEWCOMERS, [Kind.STATUS, Kind.LOST, Kind.LATE], Kind.STATUS, Kind.LOST))
-def test_when_every_kind_of_call_fails_once_after_the_swap_nothing_is_lost(make_site: MakeSite, kind: Kind) -> None:
-    site = make_site(kind).fill()
-    again = [fault(kind, UPSERT, body='"insert_only"'), fault(kind, UPSERT, body='"update_only"'), fault(kind, DELETE)]
-    reads = [fault(kind, call) for call in READS.values()] if kind in AT_ONCE else []
-    busy(site, swapped=partial(site.fake.strike, *again, *reads))
-    site.between = site.fake.release
-    assert site.run(without_gate=True)["swapped"]
-    site.check()
-    site.check_one_way_back()
-
-
-@pytest.mark.parametrize("kind", but(NEWCOMERS, KINDS, Kind.FAILED, Kind.LOST, Kind.TORN, Kind.LATE, Kind.SLOW))
-def test_a_swap_that_fails_or_whose_answer_is_lost_is_done_once(make_site: MakeSite, kind: Kind) -> None:
-    site = make_site(kind).fill()
-    busy(site, judged=partial(site.fake.strike, fault(kind, ALIASES)))
-
-    def meanwhile() -> None:
-        """What the application does before the task is tried again: to whatever the name means by then."""
-        site.fake.release()
-        written(site, {11: "newer", 105: "added meanwhile"}, 0)
-        if site.direct.info(site.name).name.endswith("__v2"):
-            written(site, {7: "late", 103: "added late"}, 8, f"{site.name}__v1")
-
-    site.between = meanwhile
-    assert site.run(without_gate=True)["swapped"]
-    assert site.failures
-    site.check()
-    site.check_one_way_back()
-
-
-@pytest.mark.parametrize("moment", but(SWAPPED_MEANWHILE, ["compared", "done"], "compared"))
-def test_a_swap_that_takes_effect_while_the_next_attempt_is_at_work_loses_nothing(
-    make_site: MakeSite, moment: str
-) -> None:
-    site = make_site(Kind.LATE).fill()
-    busy(site, judged=partial(site.fake.strike, fault(Kind.LATE, ALIASES)))
-
-    def on_step(step: Step) -> None:
-        if not site.failures or released:
-            return
-        if step.progress.note == "comparing both versions" if moment == "compared" else site.served() == "v2":
-            released.append(True)
-            site.fake.release()
-            written(site, {11: "newer", 105: "added meanwhile"}, 0)
-
-    released: list[bool] = []
-    site.on_step = on_step
-    assert site.run(without_gate=True)["swapped"]
-    assert released
-    site.check()
-    site.check_one_way_back()
-
-
-@pytest.mark.parametrize("point", but(NEWCOMERS, ["created", "copied", "judged", "swapped"], "swapped"))
-def test_an_outage_at_any_point_is_waited_for(site: Site, point: str) -> None:
-    outage = partial(site.fake.strike, Fault(Kind.CUT, count=ALWAYS))
-    busy(site.fill(), **{point: outage})
-
-    def meanwhile() -> None:
-        if len(site.failures) == 3:
-            site.fake.clear()
-            written(site, {11: "newer", 105: "added meanwhile"}, 0)
-
-    site.between = meanwhile
-    assert site.run(without_gate=True)["swapped"]
-    assert len(site.failures) == 3
-    site.check()
-    site.check_one_way_back()
-
-
-@pytest.mark.xfail(
-    strict=True, reason="copies and deletions are not under a condition: one that comes late is done all the same"
-)
-@pytest.mark.parametrize("call", [UPSERT, DELETE], ids=["copy", "deletion"])
-def test_what_a_server_does_only_after_the_swap_is_not_done_to_newer_writes(
-    make_site: MakeSite, call: tuple[str, str]
-) -> None:
-    site = make_site(Kind.LATE).fill()
-
-    def newer() -> None:
-        written(site, {1: "newer", 2: "back again", 3: "newer"}, 0)
-        site.fake.release()
-
-    site.delete(4)
-    busy(site, copied=partial(site.fake.strike, fault(Kind.LATE, call)), swapped=newer)
-    site.run(without_gate=True)
-    site.check()
-
-
-def test_a_version_that_is_judged_and_refused_through_failing_calls_is_dropped_and_the_old_one_untouched(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    busy(site.fill())
-    monkeypatch.setattr(NEW, "is_blind", True)
-    queries = tuple(QueryJob(text=text, judgments={str(number): 1.0}) for number, text in TEXTS.items())
-    site.fake.strike(fault(Kind.CUT, QUERY, skip=1), fault(Kind.STATUS, QUERY, skip=4), fault(Kind.LOST, DROP))
-    result = site.run(queries=queries)
-    assert (result["success"], result["swapped"]) == (False, False)
-    assert len(site.failures) >= 3
-    assert [info.name for info in site.versions()] == [f"{site.name}__v1"]
-    site.check(OLD)
-
-
-def test_a_reader_sees_one_version_or_the_other_whatever_becomes_of_the_swap(site: Site, fake: FakeQdrant) -> None:
-    site.fill()
-    seen: list[int] = []
-    stop = threading.Event()
-
-    def read() -> None:
-        mine = client_at(fake.plain_url, api_key=QDRANT_API_KEY)
-        while not stop.is_set():
-            try:
-                seen.append(len(mine.scroll(site.name, limit=100)[0]))
-            except Exception as error:  # noqa: BLE001 - whatever a reader gets is what it should not
-                site.problems.append(repr(error))
-        mine.close()
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    site.fake.strike(fault(Kind.LOST, ALIASES, skip=1), fault(Kind.CUT, UPSERT))
-    try:
-        site.run(without_gate=True)
-    finally:
-        stop.set()
-        reader.join()
-    assert set(seen) == {len(TEXTS)}
-    site.check()
-
-
 # --- the way back -----------------------------------------------------------------------------------------------------
 
 
@@ -617,7 +335,7 @@ def test_a_roll_back_that_fails_or_whose_answer_is_lost_is_done_once(make_site: 
 @pytest.mark.parametrize("kind", [Kind.STATUS, Kind.CUT])
 def test_a_roll_back_whose_every_kind_of_read_fails_once_is_done_in_the_end(site: Site, kind: Kind) -> None:
     site.fill_swapped()
-    site.fake.strike(*(fault(kind, call) for call in READS.values()))
+    site.fake.strike(*(fault(kind, call) for call in READS))
     again_until_done(site, partial(roll_back, site.store, site.name, is_forced=False, until_at=NOW + 7200))
     assert site.direct.info(site.name).name == f"{site.name}__v1"
     site.check(OLD)
