@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -67,7 +68,7 @@ def struck(server: FakeQdrant) -> Iterator[dict[bool, QdrantClient]]:
 
 @pytest.fixture
 def make_site(
-    server: FakeQdrant, application: QdrantClient, struck: dict[bool, QdrantClient]
+    server: FakeQdrant, application: QdrantClient, struck: dict[bool, QdrantClient], tmp_path: Path
 ) -> Iterator[Callable[..., Site]]:
     from .remote_calls import HELD
     from .remote_site import Site
@@ -76,7 +77,7 @@ def make_site(
 
     def make(kind: Kind | None = None) -> Site:
         """Return a site for faults of a kind; None: of none that is held."""
-        made.append(Site(server, application, struck[kind in HELD]))
+        made.append(Site(server, application, struck[kind in HELD], tmp_path))
         return made[-1]
 
     yield make

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
-
-import pytest
 
 from bench.fake_qdrant.faults import Fault, Kind
 
@@ -17,7 +14,6 @@ IN_TURN = (*AT_ONCE, Kind.LATE)  # where each of many calls fails: a slow one is
 READS = (
     ("GET", "/collections"),
     ("GET", "/aliases"),
-    ("GET", "/collections/*/exists"),
     ("GET", "/collections/*__v?"),
     ("POST", "*/points/scroll"),
     ("POST", "*/points"),
@@ -34,12 +30,3 @@ BATCH = ("POST", "*/points/batch")
 
 def fault(kind: Kind, call: tuple[str, str], **fields: Any) -> Fault:
     return Fault(kind, *call, **fields)
-
-
-def but(reason: str, params: Iterable[Any], *failing: Any) -> list[Any]:
-    """Return parameters of a test, those marked that the service does not get right yet."""
-    mark = pytest.mark.xfail(strict=True, reason=reason)
-    return [
-        pytest.param(*(one if isinstance(one, tuple) else (one,)), marks=mark if one in failing else ())
-        for one in params
-    ]

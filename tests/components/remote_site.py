@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from qdrant_client import QdrantClient
@@ -70,7 +72,7 @@ class Site:
     `struck`: a client of the service's, which faults do strike.
     """
 
-    def __init__(self, fake: FakeQdrant, application: QdrantClient, struck: QdrantClient) -> None:
+    def __init__(self, fake: FakeQdrant, application: QdrantClient, struck: QdrantClient, folder: Path) -> None:
         self.fake = fake
         self.name = f"morgan_test_{uuid.uuid4().hex[:12]}"
         self.application = OwnAlone(application, self.name)
@@ -81,8 +83,9 @@ class Site:
         self.between: Callable[[], None] = lambda: None  # called after an attempt that failed
         self.on_step: Callable[[Step], None] = lambda _: None
         self.now = NOW
+        settings = msgspec.structs.replace(SETTINGS, rebuild_folder=str(folder))
         self.tools = Tools(
-            *(self.store, NEW, FakeReranker(), SETTINGS, lambda: self.now, lambda: None),
+            *(self.store, NEW, FakeReranker(), settings, lambda: self.now, lambda: None),
             models=models,
             reached=self._reached,
         )
@@ -195,13 +198,16 @@ class Site:
     def versions(self) -> list[CollectionInfo]:
         return self.direct.collections()
 
-    def check(self, embedder: FakeEmbedder = NEW) -> None:
-        """Every live point has the vector of its current text; what was deleted is not back, what was written not lost."""
+    def check(self, embedder: FakeEmbedder = NEW, *, but_for: Collection[PointId] = ()) -> None:
+        """Every live point has the vector of its current text; what was deleted is not back, what was written not lost.
+
+        `but_for`: points that may be back.
+        """
         held = {point.id: point for point in self.direct.scroll(self.name, limit=1000, with_vectors=True)[0]}
         found = {number: point.payload["text"] for number, point in held.items()}
         wrong = {
             "lost": {number: text for number, text in self.texts.items() if number not in found},
-            "back": {number: text for number, text in found.items() if number not in self.texts},
+            "back": {number: text for number, text in found.items() if number not in {*self.texts, *but_for}},
             "overwritten": {number: text for number, text in found.items() if self.texts.get(number, text) != text},
             "of another vector": [number for number, point in held.items() if not _is_vector_of(point, embedder)],
             "seen by readers": self.problems,

@@ -14,6 +14,7 @@ import pytest
 from bench.fake_qdrant.faults import ALWAYS, Fault, Kind, take
 from bench.fake_qdrant.running import FakeQdrant
 from morgan.background.ipc.records import PointId, QueryJob
+from morgan.background.workers import retries
 from morgan.background.workers.task import Step
 
 from .qdrant_servers import QDRANT_API_KEY, client_at
@@ -28,19 +29,25 @@ from .remote_calls import (
     QUERY,
     READS,
     UPSERT,
-    but,
     fault,
 )
 from .remote_site import NEW, OLD, TEXTS, Site
 
 MakeSite = Callable[..., Site]
 
-NEWCOMERS = (
-    "an attempt after the swap does not know what was there before it: what is new in the old version is left there"
-)
-SWAPPED_MEANWHILE = (
-    "a swap that takes effect after the next attempt has looked for it is taken for one that is impossible"
-)
+COMPARING = "bringing over the last writes"  # what a step of an attempt after a lost swap says
+
+
+@pytest.fixture(autouse=True)
+def hasty(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A swap is asked for once: what comes of it is the next attempt's to find out. But for tests of asking again."""
+    if "patient" not in request.fixturenames:
+        monkeypatch.setattr(retries, "FOR_S", 0.0)
+
+
+@pytest.fixture
+def patient() -> None:
+    """See `hasty`."""
 
 
 def written(site: Site, texts: dict[PointId, str], gone: PointId, to: str = "") -> None:
@@ -120,7 +127,7 @@ def test_a_rebuild_whose_every_kind_of_call_fails_once_is_done_in_the_end(
     site.check_one_way_back()
 
 
-@pytest.mark.parametrize("kind", but(NEWCOMERS, [Kind.STATUS, Kind.LOST, Kind.LATE], Kind.STATUS, Kind.LOST))
+@pytest.mark.parametrize("kind", [Kind.STATUS, Kind.LOST, Kind.LATE])
 def test_when_every_kind_of_call_fails_once_after_the_swap_nothing_is_lost(make_site: MakeSite, kind: Kind) -> None:
     site = make_site(kind).fill()
     again = [fault(kind, UPSERT, body='"insert_only"'), fault(kind, UPSERT, body='"update_only"'), fault(kind, DELETE)]
@@ -132,7 +139,7 @@ def test_when_every_kind_of_call_fails_once_after_the_swap_nothing_is_lost(make_
     site.check_one_way_back()
 
 
-@pytest.mark.parametrize("kind", but(NEWCOMERS, KINDS, Kind.FAILED, Kind.LOST, Kind.TORN, Kind.LATE, Kind.SLOW))
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_swap_that_fails_or_whose_answer_is_lost_is_done_once(make_site: MakeSite, kind: Kind) -> None:
     site = make_site(kind).fill()
     busy(site, judged=partial(site.fake.strike, fault(kind, ALIASES)))
@@ -151,7 +158,18 @@ def test_a_swap_that_fails_or_whose_answer_is_lost_is_done_once(make_site: MakeS
     site.check_one_way_back()
 
 
-@pytest.mark.parametrize("moment", but(SWAPPED_MEANWHILE, ["compared", "done"], "compared"))
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_swap_that_fails_or_whose_answer_is_lost_is_asked_for_again(make_site: MakeSite, kind: Kind) -> None:
+    site = make_site(kind).fill()
+    busy(site, judged=partial(site.fake.strike, fault(kind, ALIASES)), swapped=site.fake.release)
+    assert site.run(without_gate=True)["swapped"]
+    assert site.failures == []
+    site.check()
+    site.check_one_way_back()
+
+
+@pytest.mark.parametrize("moment", ["compared", "done"])
 def test_a_swap_that_takes_effect_while_the_next_attempt_is_at_work_loses_nothing(
     make_site: MakeSite, moment: str
 ) -> None:
@@ -161,7 +179,7 @@ def test_a_swap_that_takes_effect_while_the_next_attempt_is_at_work_loses_nothin
     def on_step(step: Step) -> None:
         if not site.failures or released:
             return
-        if step.progress.note == "comparing both versions" if moment == "compared" else site.served() == "v2":
+        if step.progress.note == COMPARING if moment == "compared" else site.served() == "v2":
             released.append(True)
             site.fake.release()
             written(site, {11: "newer", 105: "added meanwhile"}, 0)
@@ -174,7 +192,7 @@ def test_a_swap_that_takes_effect_while_the_next_attempt_is_at_work_loses_nothin
     site.check_one_way_back()
 
 
-@pytest.mark.parametrize("point", but(NEWCOMERS, ["created", "copied", "judged", "swapped"], "swapped"))
+@pytest.mark.parametrize("point", ["created", "copied", "judged", "swapped"])
 def test_an_outage_at_any_point_is_waited_for(site: Site, point: str) -> None:
     outage = partial(site.fake.strike, Fault(Kind.CUT, count=ALWAYS))
     busy(site.fill(), **{point: outage})
@@ -191,9 +209,6 @@ def test_an_outage_at_any_point_is_waited_for(site: Site, point: str) -> None:
     site.check_one_way_back()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="copies and deletions are not under a condition: one that comes late is done all the same"
-)
 @pytest.mark.parametrize("call", [UPSERT, DELETE], ids=["copy", "deletion"])
 def test_what_a_server_does_only_after_the_swap_is_not_done_to_newer_writes(
     make_site: MakeSite, call: tuple[str, str]
@@ -207,7 +222,8 @@ def test_what_a_server_does_only_after_the_swap_is_not_done_to_newer_writes(
     site.delete(4)
     busy(site, copied=partial(site.fake.strike, fault(Kind.LATE, call)), swapped=newer)
     site.run(without_gate=True)
-    site.check()
+    # what was deleted since cannot be told from what was never there: the one race of late requests that remains
+    site.check(but_for=(10,) if call == UPSERT else ())
 
 
 def test_a_version_that_is_judged_and_refused_through_failing_calls_is_dropped_and_the_old_one_untouched(
