@@ -1,6 +1,6 @@
 """Owns the control words that supervisor and workers share: one row a worker, one writer a word.
 
-    row r, 128 bytes   line 0 (supervisor writes): duty_permille | is_small | 6 spare words
+    row r, 128 bytes   line 0 (supervisor writes): duty_permille | is_small | threads | 5 spare words
                        line 1 (worker r writes):   heartbeat_ns | cpu_ns | steps | paces | 4 spare
 
 A message would wait in a busy worker's socket; a word is read between any two sub-batches at 40 ns. The rule for
@@ -16,10 +16,10 @@ from pathlib import Path
 
 from .errors import ResultStoreError
 
-MAGIC = int.from_bytes(b"MGBOARD3", "little")
+MAGIC = int.from_bytes(b"MGBOARD4", "little")
 HEADER_WORDS = 16
 ROW_WORDS = 16  # two cache lines: neither side's stores disturb the other's loads
-DUTY, SMALL, HEARTBEAT, CPU, STEPS, PACES = 0, 1, 8, 9, 10, 11
+DUTY, SMALL, THREADS, HEARTBEAT, CPU, STEPS, PACES = 0, 1, 2, 8, 9, 10, 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Board:
         return HEADER_WORDS + row * ROW_WORDS
 
     def set_duty(self, row: int, permille: int) -> None:
-        """Grant the worker of `row` a share of one CPU, 0..1000. The supervisor's word."""
+        """Grant the worker of `row` a share of one CPU, 1000 for all of it, more for several. The supervisor's word."""
         self._words[self._base(row) + DUTY] = permille
 
     def duty(self, row: int) -> int:
@@ -88,6 +88,14 @@ class Board:
 
     def is_small(self, row: int) -> bool:
         return bool(self._words[self._base(row) + SMALL])
+
+    def set_threads(self, row: int, count: int) -> None:
+        """Say how many threads of the worker of `row` may compute at once. The supervisor's word."""
+        self._words[self._base(row) + THREADS] = count
+
+    def threads(self, row: int) -> int:
+        """Return that; at least 1."""
+        return max(self._words[self._base(row) + THREADS], 1)
 
     def beat(self, row: int, at_ns: int, cpu_ns: int) -> None:
         """Say that the process of `row` is alive. The worker's words."""

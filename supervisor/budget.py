@@ -5,6 +5,7 @@ readings ─▶ governor.step ─▶ decision ─▶ duty of each busy worker �
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from zoneinfo import ZoneInfo
@@ -18,7 +19,7 @@ from .state import Worker
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What the last attempt at a task was given: its worker, wall seconds, mean share of one CPU."""
+    """What the last attempt at a task was given: its worker, wall seconds, mean share of one CPU (2.0: of two)."""
 
     worker: int | None = None
     wall_s: float = 0.0
@@ -30,7 +31,10 @@ HOUR_PERIOD_S = 1.0  # between looks at what hour it is: the limit moves by 0.03
 
 
 class Budget:
-    """`workers` is the core's own; `find` returns an open task. Times are Unix seconds. `sample` before anything is asked."""
+    """`workers` is the core's own; `find` returns an open task. Times are Unix seconds. `sample` before anything is asked.
+
+    `threads`: in how many a worker may compute at most; 0: in as many as there are CPUs.
+    """
 
     readings: governor.Readings
     decision: governor.Decision
@@ -44,9 +48,10 @@ class Budget:
         local_hour: Callable[[ZoneInfo, float], float],
         workers: Mapping[int, Worker],
         find: Callable[[str], TaskRecord | None],
+        threads: int = 0,
     ) -> None:
         self._monitor, self._own_pids, self._local_hour = monitor, own_pids, local_hour
-        self._workers, self._find = workers, find
+        self._workers, self._find, self._threads = workers, find, threads
         self._governor = governor.GovernorState()
         self.sampled_at = 0.0
         self._hour, self._hour_at = 0.0, float("-inf")
@@ -89,12 +94,31 @@ class Budget:
     # --- of one worker ------------------------------------------------------------------------------------------------
 
     def duty_permille(self, index: int) -> int:
-        """Return the share of one CPU that the task worker `index` may use now: all of it for a forced task."""
-        busy = sum(worker.task_id is not None for worker in self._workers.values())
-        record = self.task_of(index)
-        if record is not None and record.is_forced:
-            return 1000
-        return governor.worker_duty_permille(self.decision.budget_permille, self.readings.cpus, max(busy, 1))
+        """Return the share of one CPU that the task worker `index` may use now, in permille: more than 1000 in several threads.
+
+        A forced task has all of one CPU whatever the budget is, and more where the budget has it.
+        """
+        busy = [worker for worker in self._workers.values() if worker.task_id is not None]
+        budget_permille, cpus = self.decision.budget_permille, self.readings.cpus
+        worker, record = self._workers.get(index), self.task_of(index)
+        if worker is not None and record is not None and worker.is_wide:
+            wide = sum(one.is_wide for one in busy)
+            duty = governor.wide_duty_permille(budget_permille, cpus, len(busy) - wide, wide, self._most_threads)
+        else:
+            duty = governor.worker_duty_permille(budget_permille, cpus, max(len(busy), 1))
+        return max(duty, 1000) if record is not None and record.is_forced else duty
+
+    @property
+    def _most_threads(self) -> int:
+        cpus = max(math.ceil(self.readings.cpus), 1)
+        return min(self._threads or cpus, cpus)
+
+    def threads(self, index: int) -> int:
+        """Return in how many threads, each on a CPU of its own, the task worker `index` computes: one where memory is short."""
+        worker = self._workers.get(index)
+        if worker is None or not worker.is_wide or self.decision.memory >= governor.Memory.SHORT:
+            return 1
+        return governor.threads_for(self.duty_permille(index), self._most_threads)
 
     def task_of(self, index: int) -> TaskRecord | None:
         """Return what a worker runs."""
@@ -125,7 +149,7 @@ class Budget:
         self._add_grant(worker, now)
         wall_s = max(now - worker.leased_at, 0.0)
         budget = worker.granted_s / wall_s if wall_s > 0 else self.duty_permille(worker.index) / 1000
-        return Spent(worker.index, wall_s, min(budget, 1.0))
+        return Spent(worker.index, wall_s, min(budget, float(self._most_threads)))
 
     def free(self, worker: Worker, task_id: str, now: float) -> Spent:
         """Take a task off a worker, which goes on with the next that it holds; return what the task was given."""

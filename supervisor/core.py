@@ -77,7 +77,7 @@ SNAPSHOT_PERIOD_S = 1800.0  # some MB each time; a reboot costs what was compute
 COUNT_PERIOD_S = 0.5  # between looks at what readers counted: the rate of searches says nothing in less
 DUTY_STEP_PERMILLE = 5  # of the machine: workers may be told so much too little or too much; half a tick in 0.5 s
 FRESH_S = 0.5  # a reading older than this is renewed before it is shown
-PING = TaskType.PING  # looked up once: an enum's member costs 0.1 us a look on Python 3.11
+PING, REINDEX = TaskType.PING, TaskType.REINDEX  # looked up once: an enum's member costs 0.1 us a look on Python 3.11
 WINDOW = 256  # tiny tasks a worker holds besides the one it runs
 
 
@@ -118,7 +118,7 @@ class Core:
         self.started_at = self.last_check_at = started_at
         self.timetable = Timetable(journal, settings.zone)
         self.workers: dict[int, Worker] = {}
-        self.budget = Budget(monitor, own_pids, local_hour, self.workers, queue.get)
+        self.budget = Budget(monitor, own_pids, local_hour, self.workers, queue.get, _threads_of(settings))
         self.fork_server: int | None = None  # its pid, while there is one
         self.problems: dict[str, str] = {}  # what is wrong now, by what it is about
         self.is_draining = False
@@ -604,6 +604,7 @@ class Core:
             if worker.task_id is None:
                 self.budget.begin(worker, leased.task_id, leased.attempt, now)
                 worker.is_tiny, worker.is_heavy = is_tiny, leased.task_type is not PING
+                worker.is_wide, worker.is_forced = leased.task_type is REINDEX, leased.is_forced
                 is_admitting = is_admitting and not (worker.is_heavy and self.budget.is_taken)
             else:
                 worker.ahead[leased.task_id] = leased.attempt
@@ -722,6 +723,16 @@ class Core:
         held = self.conditions(now)
         waits = [(record, waiting.wait_of(record, held)) for record in records]
         return tuple(msgspec.structs.replace(record, waits_for=wait.why) if wait else record for record, wait in waits)
+
+
+def _threads_of(settings: CoreSettings) -> int:
+    """Return in how many threads a worker may compute at most; 0: in as many as there are CPUs.
+
+    The application's thread computes alone, since nobody can say of further ones whose CPU time theirs is. So does one
+    whose model is on another device.
+    """
+    model = settings.worker.model
+    return 1 if settings.lane == "inline" or model.device != "cpu" else model.threads
 
 
 def _worker_for(workers: Iterable[Worker], *, is_tiny: bool) -> Worker | None:

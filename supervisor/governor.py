@@ -21,6 +21,7 @@ QUERY_COST_PERMILLE = 20  # room kept for each search a second, before its CPU s
 MAX_QUERY_ROOM_PERMILLE = 200
 PSI_CALM_PERMILLE = 200  # "some" above this: tasks wait for a CPU a fifth of the time
 PSI_OTHERS_PERMILLE = 100  # and others use more than this; from twice as much on, pressure counts in full
+WIDER_PERMILLE = 100  # of one CPU: for less, another one is not worth its cold caches
 ADMIT_PERMILLE = 50  # below a twentieth of the machine a new task is not worth its start
 MEMORY_HYSTERESIS_PERMILLE = 30
 MEMORY_STEP_PERMILLE = 50  # from the limit of one step of memory to that of the next: 80, 85 and 90 %
@@ -279,6 +280,24 @@ def _percent(permille: int) -> str:
 def worker_duty_permille(budget_permille: int, cpus: float, active_workers: int) -> int:
     """Return the share of one CPU that each active worker may use: an equal part of the budget, at most all of it."""
     return max(0, min(int(budget_permille * cpus / max(active_workers, 1)), 1000))
+
+
+def wide_duty_permille(budget_permille: int, cpus: float, narrow: int, wide: int, threads: int) -> int:
+    """Return the share, in permille of one CPU, that each of the `wide` workers may use: those of up to `threads` threads.
+
+    An equal part of what the `narrow` ones leave, which have one thread each: so no worker gets less than an equal part of
+    the budget, and what some cannot use is the others'.
+    """
+    narrow_permille = narrow * worker_duty_permille(budget_permille, cpus, narrow + wide)
+    return max(0, min(int((budget_permille * cpus - narrow_permille) / max(wide, 1)), 1000 * threads))
+
+
+def threads_for(duty_permille: int, threads: int) -> int:
+    """Return in how many threads, each on a CPU of its own, a worker computes that may have up to `threads`.
+
+    So many that all but one can be busy all the time: they then need no pacing, but for the one that paces itself.
+    """
+    return max(1, min(math.ceil((duty_permille - WIDER_PERMILLE) / 1000), threads))
 
 
 def workers_for(budget_permille: int, cpus: float) -> int:

@@ -37,6 +37,7 @@ class Lookout:
         self._placed_at, self._moved_at = 0.0, -placement.MOVE_S
         self._ticks: dict[int, int] = {}  # of each CPU, when workers were placed last
         self._used: dict[int, float] = {}  # CPU seconds of each worker that had a task then
+        self._others: dict[int, float] = {}  # what others use of each CPU
 
     def next_look(self, workers: dict[int, Worker]) -> float:
         """Return when `look` is to be called at the latest (monotonic seconds)."""
@@ -91,7 +92,8 @@ class Lookout:
         """
         if process.role is not Role.TASKS or worker is None:
             return
-        is_all_granted = self._board.duty(process.index) >= 1000  # also to a forced task: it cannot owe anything
+        # it cannot owe anything, nor is a forced task's to be paid back
+        is_all_granted = worker.is_forced or self._is_all_granted(process.index)
         is_bound = worker.task_id is not None and not (process.is_leaving or is_told or is_all_granted)
         task = (process.pid, worker.task_id, worker.attempt) if is_bound else None
         use = Use(task, self._used_s(process, beat), worker.granted_s)
@@ -105,6 +107,27 @@ class Lookout:
             )
             process.stop()
 
+    def _is_all_granted(self, index: int) -> bool:
+        return self._board.duty(index) >= 1000 * self._board.threads(index)
+
+    def spread(self, workers: dict[int, Worker], threads: Callable[[int], int]) -> None:
+        """Give each task worker as many CPUs as it has threads, `threads(index)`, and tell it so."""
+        spreads = self._pool.spreads()
+        for index in workers:
+            held = spreads.get(index)
+            if held is None:
+                continue
+            count = min(threads(index), len(self._pool.cpus))
+            if count < self._board.threads(index):
+                self._board.set_threads(index, count)  # before it has fewer CPUs
+            if count != len(held):
+                at_work = [w.index for w in workers.values() if w.task_id is not None and w.index != index]
+                taken = {cpu for other in at_work for cpu in spreads.get(other, ())}
+                cpus = placement.spread(held[0], count, self._pool.cpus, self._others, taken)
+                self._pool.spread(index, cpus)
+                spreads[index] = tuple(cpus)
+            self._board.set_threads(index, count)
+
     def _place(self, workers: dict[int, Worker], monotonic: float) -> None:
         """Move a worker that has a task away from a CPU that others use, or another worker, once in MOVE_S at most."""
         elapsed_s = monotonic - self._placed_at
@@ -112,7 +135,7 @@ class Lookout:
         if elapsed_s < placement.PERIOD_S or not at_work:
             return
         self._placed_at = monotonic
-        places = self._pool.places()
+        places, spreads = self._pool.places(), self._pool.spreads()
         ticks, self._ticks = self._ticks, procfs.cpu_ticks()
         used_s, self._used = self._used, self._used_by(at_work)
         if elapsed_s > 2 * placement.PERIOD_S or not ticks:  # nothing ran for a while: a beginning, and no mean of it
@@ -125,10 +148,12 @@ class Lookout:
         own: dict[int, float] = {}
         for index in self._used:
             fresh_s = max(self._used[index] - used_s.get(index, self._used[index]), 0.0)
-            own[places[index]] = own.get(places[index], 0.0) + fresh_s / elapsed_s
+            for cpu in (cpus := spreads[index]):  # evenly: no better is known
+                own[cpu] = own.get(cpu, 0.0) + fresh_s / elapsed_s / len(cpus)
+        self._others = placement.others_of(busy, own)
         if monotonic - self._moved_at < placement.MOVE_S:
             return
-        move = placement.moved(places, at_work, placement.others_of(busy, own))
+        move = placement.moved(places, at_work, self._others)
         if move is not None:
             log.info("worker %d moves from CPU %d to %d, which is used less", move[0], places[move[0]], move[1])
             self._moved_at = monotonic

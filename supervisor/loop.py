@@ -268,6 +268,7 @@ class Supervisor:
         for index in self._core.workers:
             self._board.set_duty(index, self._core.budget.duty_permille(index))
             self._board.set_small(index, memory >= Memory.SHORT)
+        self._lookout.spread(self._core.workers, self._core.budget.threads)
         for index in self._lookout.look(self._core.workers, now, time.monotonic()):
             self._replace(self._pool.processes[index])
         if memory is Memory.CRITICAL:

@@ -1,14 +1,15 @@
 """Owns which CPU each task worker runs on: away from those that others use the most, and from each other. Pure.
 
-A worker is pinned to one CPU, so that its caches stay warm and the other CPUs are left alone. Where others are busy on that
-one and not on another, it yields all the time and they still feel its cache misses: it is moved. So is one of two that have
-a task and share a CPU while another is free, as the first and the third worker of two CPUs do.
+A worker is pinned to one CPU, its home, so that its caches stay warm and the other CPUs are left alone. Where others are busy
+on that one and not on another, it yields all the time and they still feel its cache misses: it is moved. So is one of two that
+have a task and share a CPU while another is free, as the first and the third worker of two CPUs do. One that computes in
+several threads has as many CPUs, and the kernel moves its threads between them: a page is done when its slowest thread is.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 CLEARLY = 0.2  # of a CPU: so much less must another be used, or the workers would follow noise
 PERIOD_S = 5.0  # between looks: use is the mean of as long
@@ -35,6 +36,18 @@ def moved(places: Mapping[int, int], at_work: Sequence[int], others: Mapping[int
     ]
     gain_cpus, minus_worker, cpu = max(gains, default=(0.0, 0, 0))  # of equal ones the last CPU: see pool.py
     return (-minus_worker, cpu) if gain_cpus >= CLEARLY else None
+
+
+def spread(
+    home: int, count: int, cpus: Collection[int], others: Mapping[int, float], taken: Collection[int]
+) -> list[int]:
+    """Return `count` of `cpus` for a worker of as many threads, its home first, then those that are used the least.
+
+    `others`: what others use of each, where that is known. `taken`: CPUs of other workers that have a task, taken last. Of
+    equal ones the last CPU: see pool.py.
+    """
+    free = sorted((cpu in taken, round(others.get(cpu, 0.0) / CLEARLY), -cpu) for cpu in cpus if cpu != home)
+    return [home, *(-minus_cpu for _, _, minus_cpu in free[: count - 1])]
 
 
 def in_the_way(cpu: int, places: Mapping[int, int], at_work: Sequence[int]) -> int | None:

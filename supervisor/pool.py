@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -102,6 +102,7 @@ class Pool:
         self.processes: dict[int, Process] = {}
         self.cpus = sorted(os.sched_getaffinity(0))
         self._places: dict[int, int] = {}  # of task workers that were moved
+        self._beside: dict[int, tuple[int, ...]] = {}  # CPUs of task workers that compute in several threads
         self.server: ForkServer | None = None
         self._server_slot, self._server_started_at, self._died_loading = Slot(), 0.0, 0
         self._last_server = 0  # its pid
@@ -172,24 +173,35 @@ class Pool:
         return None if start_at is None else max(start_at, self._next_order_at)
 
     def _cpus_of(self, index: int, role: Role) -> tuple[int, ...]:
-        """Return where a worker belongs: all CPUs for the owner, one for each task worker.
+        """Return where a worker belongs: all CPUs for the owner, one for each thread of a task worker, its home first.
 
         They take the CPUs from the last one down: the first is where interrupts and most daemons are. Then they are
         moved away from what others use the most.
         """
         if role is Role.OWNER:
             return tuple(self.cpus)
-        return (self._places.get(index, self.cpus[-1 - (index - 1) % len(self.cpus)]),)
+        home = self._places.get(index, self.cpus[-1 - (index - 1) % len(self.cpus)])
+        return (home, *(cpu for cpu in self._beside.get(index, ()) if cpu != home))
 
     def places(self) -> dict[int, int]:
-        """Return which CPU each task worker is on."""
-        return {i: self._cpus_of(i, role)[0] for i, role in self._roles.items() if role is Role.TASKS}
+        """Return which CPU is each task worker's home."""
+        return {index: cpus[0] for index, cpus in self.spreads().items()}
+
+    def spreads(self) -> dict[int, tuple[int, ...]]:
+        """Return which CPUs each task worker may use, its home first."""
+        return {i: self._cpus_of(i, role) for i, role in self._roles.items() if role is Role.TASKS}
+
+    def spread(self, index: int, cpus: Sequence[int]) -> None:
+        """Have a task worker run on these CPUs, its home first."""
+        self._beside[index] = tuple(cpus[1:])
+        if (process := self.processes.get(index)) is not None:
+            procfs.set_cpus(process.pid, tuple(cpus))
 
     def move(self, index: int, cpu: int) -> None:
         """Have a task worker, and those that follow it in its place, run on another CPU."""
         self._places[index] = cpu
         if (process := self.processes.get(index)) is not None:
-            procfs.set_cpus(process.pid, (cpu,))
+            procfs.set_cpus(process.pid, self._cpus_of(index, Role.TASKS))
 
     def replan(self) -> bool:
         """Move the workers if the CPUs that this process may use have changed; say whether they have."""
@@ -199,6 +211,7 @@ class Pool:
         log.info("the usable CPUs are now %s, no longer %s: workers are moved", cpus, self.cpus)
         self.cpus = cpus
         self._places.clear()
+        self._beside.clear()
         for process in self.processes.values():
             procfs.set_cpus(process.pid, self._cpus_of(process.index, process.role))
         if self.server is not None:

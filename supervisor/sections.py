@@ -69,7 +69,7 @@ class Model(Section, frozen=True):
     vector_name: str = ""
     device: str = "cpu"
     batch_size: int = 32
-    threads: int = 1
+    threads: int = 0
     loader: str = "auto"
     precision: str = "fp32"
     chunking: str = ""
@@ -245,7 +245,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "limits.quiet_end": (0, 23),
     "store.timeout_s": (0.1, 3600),
     "model.batch_size": (1, 1024),
-    "model.threads": (1, 256),
+    "model.threads": (0, 256),
     "reranker.candidates": (1, 1000),
     "reranker.top_k": (1, 1000),
     "reranker.max_queries": (1, 1000),

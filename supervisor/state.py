@@ -35,6 +35,8 @@ class Worker:
     task_id: str | None = None  # what it runs
     attempt: int = 0
     is_heavy: bool = False  # what it runs is work for the budget: any task but a ping
+    is_wide: bool = False  # what it runs computes in several threads where the budget has CPUs for them
+    is_forced: bool = False  # what it runs ignores the budget
     is_tiny: bool = False  # what it runs takes no time worth speaking of, so more of it may be handed ahead
     ahead: dict[str, int] = field(default_factory=dict)  # attempts it holds and has not begun, in order, by task
     leased_at: float = 0.0  # when it got what it runs

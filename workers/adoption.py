@@ -94,7 +94,7 @@ def _judged(reference: SentenceTransformerEmbedder, made: Path, pace: Callable[[
     refused = Verdict(model=settings.name, revision=revision, precision=settings.precision, is_adopted=False)
     try:
         recipe = recipe_of(reference.model)
-        with torch_threads(settings.threads):
+        with torch_threads(1):
             export(reference.model, recipe, made, settings.precision)
         least, mean, count = _cosines(reference, made, recipe, pace)
     except NotExportable as error:

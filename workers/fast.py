@@ -32,7 +32,7 @@ class FastEmbedder:
     """An Embedder whose vectors are the reference's, as its verdict says. Loads at the first use, in 0.3 s.
 
     With one thread onnxruntime starts none of its own: a session made before a fork works in the child, which shares the
-    weights.
+    weights. Several threads of ours may run it at once (crew.py).
     """
 
     def __init__(self, settings: ModelSettings, graph: Graph, verdict: Verdict, batches: SubBatches) -> None:
@@ -58,12 +58,10 @@ class FastEmbedder:
     def _session(self) -> Any:
         ort = onnxruntime_without_telemetry()
         options = ort.SessionOptions()
-        options.intra_op_num_threads = self.settings.threads
+        options.intra_op_num_threads = 1  # the threads are ours: one waiting for another is time that nobody uses
         options.inter_op_num_threads = 1
         options.log_severity_level = 3  # errors: a warning of each node that it cannot place is no one's business
         options.enable_mem_pattern = False  # kept for each shape of a batch, and there are hundreds
-        # a thread that spins while it waits takes a CPU that somebody else was promised
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return ort.InferenceSession(str(self._graph.path), options, providers=["CPUExecutionProvider"])
 
     @property
@@ -81,11 +79,12 @@ class FastEmbedder:
     def embed(self, texts: Sequence[str], *, pace: Callable[[], None] | None = None) -> Vectors:
         """Return float32 of shape (len(texts), D), L2-normalised."""
         vectors = np.empty((len(texts), self.size), dtype=np.float32)
-        for rows in self.batches.rows([len(text) for text in texts], is_paced=pace is not None):
+
+        def compute(rows: list[int]) -> None:
             hidden, mask = self._hidden([texts[row] for row in rows])
             vectors[rows] = pooled(hidden, mask, self._recipe)
-            if pace is not None:
-                pace()
+
+        self.batches.each([len(text) for text in texts], compute, pace)
         return vectors
 
     def token_vectors(self, texts: Sequence[str], *, pace: Callable[[], None] | None = None) -> list[Vectors]:

@@ -105,10 +105,10 @@ class Handover:
             self._stay("there is no graph of it, and no other vectors may come in the middle")
 
     def load(self) -> None:
-        """Load who computes now, without computing. A graph that runs in several threads is loaded by each process itself."""
+        """Load who computes now, without computing."""
         if self.choose() is self.reference:
             _ = self.reference.size
-        elif self.fast is not None and self.settings.threads == 1:
+        elif self.fast is not None:
             self.fast.load()
 
 

@@ -84,12 +84,11 @@ class Rerankers:
         embedder_of: Callable[[str], Embedder],
         *,
         device: str = "cpu",
-        threads: int = 1,
         is_small: Callable[[], bool] = lambda: False,
     ) -> None:
         """`embedder_of` returns what embeds queries of a collection; `is_small` says whether memory is short."""
         self._root, self._configured, self._embedder_of = root, configured, embedder_of
-        self._device, self._threads, self._is_small = device, threads, is_small
+        self._device, self._is_small = device, is_small
         self._read: dict[str, tuple[str, Learned | None]] = {}
         self._loaded: dict[str, tuple[str, LearnedReranker | None]] = {}
 
@@ -103,8 +102,7 @@ class Rerankers:
         is_small: Callable[[], bool] = lambda: False,
     ) -> Rerankers:
         root = Path(settings.learning.folder) if settings.learning.folder else None
-        device, threads = settings.model.device, settings.model.threads
-        return cls(root, configured, embedder_of, device=device, threads=threads, is_small=is_small)
+        return cls(root, configured, embedder_of, device=settings.model.device, is_small=is_small)
 
     def of(self, collection: str) -> Reranker:
         """Return the reranker of a collection, by the name that it is searched by. A new one is loaded: seconds."""
@@ -128,7 +126,7 @@ class Rerankers:
     def _load(self, shelf: Shelf, learned: Learned) -> LearnedReranker | None:
         cross = None
         if learned.has_model:
-            cross = CrossEncoderReranker(str(shelf.model_folder(learned.version)), self._device, self._threads)
+            cross = CrossEncoderReranker(str(shelf.model_folder(learned.version)), self._device)
             cross.batches.watch(self._is_small)
             try:
                 cross.load()

@@ -130,7 +130,7 @@ def _train(attempt: _Attempt, cases: Sequence[Case], plan: Plan) -> Generator[St
     if attempt.at.is_trained and attempt.model_folder.is_dir():
         return plan.steps(len(examples))
     base = settings.rerank.cross_encoder or tools.searching(attempt.job.collection).name
-    training = Training(CrossEncoderModel(base, plan.seed), examples, plan, settings.model.threads)
+    training = Training(CrossEncoderModel(base, plan.seed), examples, plan)
     training.restore(state)
     first, began_at, saved = training.step, tools.clock(), training.step
     try:
@@ -156,7 +156,7 @@ def _train(attempt: _Attempt, cases: Sequence[Case], plan: Plan) -> Generator[St
 
 def _cross_encoder(attempt: _Attempt) -> CrossEncoderReranker:
     model = attempt.tools.settings.model
-    return CrossEncoderReranker(str(attempt.model_folder), model.device, model.threads)
+    return CrossEncoderReranker(str(attempt.model_folder), model.device)
 
 
 def _choose(attempt: _Attempt, parts: Mapping[Part, Sequence[Case]], views: Views) -> Generator[Step, None, None]:

@@ -116,7 +116,7 @@ class SentenceTransformerEmbedder:
             from sentence_transformers import SentenceTransformer
 
             # local_files_only: the files are here, ask no hub whether they are current
-            with torch_threads(self.settings.threads):
+            with torch_threads(1):
                 return SentenceTransformer(target, device=self.settings.device, local_files_only=is_folder)
 
         return quietly_load(self.settings.name, load)
@@ -149,10 +149,11 @@ class SentenceTransformerEmbedder:
     def embed(self, texts: Sequence[str], *, pace: Callable[[], None] | None = None) -> Vectors:
         """Return float32 of shape (len(texts), D), L2-normalised."""
         vectors = np.empty((len(texts), self.size), dtype=np.float32)
-        for rows in self.batches.rows([len(text) for text in texts], is_paced=pace is not None):
+
+        def compute(rows: list[int]) -> None:
             vectors[rows] = self._encode([texts[row] for row in rows], normalize_embeddings=True)
-            if pace is not None:
-                pace()
+
+        self.batches.each([len(text) for text in texts], compute, pace)
         return vectors
 
     def token_vectors(self, texts: Sequence[str], *, pace: Callable[[], None] | None = None) -> list[Vectors]:
@@ -170,5 +171,5 @@ class SentenceTransformerEmbedder:
         return found
 
     def _encode(self, texts: list[str], **options: Any) -> Any:
-        with torch_threads(self.settings.threads):
+        with torch_threads(1):  # the threads are ours (crew.py): torch's spin while they wait for one another
             return self.model.encode(texts, batch_size=len(texts), show_progress_bar=False, **options)

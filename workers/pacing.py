@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable
 
 BURST_S = 0.05
-"""CPU time that may be used ahead of the duty: one sub-batch of the default model, so that pacing has no jitter below it."""
+"""CPU time that may be used ahead of the duty, on each CPU: one sub-batch of the default model, so that pacing has no
+jitter below it."""
 
 SLICE_S = 0.05  # a change of the duty, or a stop, takes effect within this while waiting
 
 
 class Pacer:
-    """Keep CPU time at `duty()` permille of wall time, averaged from one `pace` to the next.
+    """Keep CPU time at `duty()` permille of wall time, averaged from one `pace` to the next: that of all threads together.
 
     `wait(seconds)` returns early if it likes; `check()` is called in each slice and raises to leave the wait. `count()`
     is called by each `pace` and in each slice: who waits for its budget has not hung.
@@ -40,7 +41,7 @@ class Pacer:
         duty = self._duty()
         now, used = self._clock(), self._cpu()
         self._credit_s += max(now - self._at, 0.0) * duty / 1000 - (used - self._used)
-        self._credit_s = min(self._credit_s, BURST_S)
+        self._credit_s = min(self._credit_s, BURST_S * max(duty / 1000, 1.0))
         self._at, self._used = now, used
         return duty
 

@@ -165,7 +165,7 @@ def run_tasks(link: Link, board: Board, command: Configure, embedder: Embedder, 
 
     for batched in (embedder, reranker):
         if isinstance(batched, Batched):
-            batched.batches.watch(lambda: board.is_small(row))
+            batched.batches.watch(lambda: board.is_small(row), lambda: board.threads(row))
     TaskWorker(
         link,
         make_tools,

@@ -29,8 +29,8 @@ LOAD_AGAIN_S = 60.0  # after a load that failed: it takes seconds, and each quer
 class CrossEncoderReranker:
     """A sentence-transformers CrossEncoder with one label, by folder or hub name."""
 
-    def __init__(self, name: str, device: str = "cpu", threads: int = 1) -> None:
-        self._name, self._device, self._threads = name, device, threads
+    def __init__(self, name: str, device: str = "cpu") -> None:
+        self._name, self._device = name, device
         self.batches = SubBatches(CROSS_ENCODER_BATCH)
         self._loaded: Any = None
         self._refused, self._again_at = "", 0.0
@@ -77,7 +77,7 @@ class CrossEncoderReranker:
         scores = np.empty(len(pairs), dtype=np.float32)
         lengths = [len(query) + len(text) for query, text in pairs]
         for rows in self.batches.rows(lengths, is_paced=pace is not None):
-            with torch_threads(self._threads):
+            with torch_threads(1):
                 scores[rows] = self._loaded.predict(
                     [pairs[row] for row in rows], batch_size=len(rows), show_progress_bar=False
                 )
@@ -312,7 +312,7 @@ def as_reranker(service: Any) -> Reranker:
 def make_reranker(settings: RerankSettings, embedder: Embedder) -> Reranker:
     """Return the configured cross-encoder, on the embedder's device, or late interaction over the embedder's tokens."""
     if settings.cross_encoder and isinstance(model := getattr(embedder, "settings", None), ModelSettings):
-        return CrossEncoderReranker(settings.cross_encoder, model.device, model.threads)
+        return CrossEncoderReranker(settings.cross_encoder, model.device)
     if settings.cross_encoder:
         return CrossEncoderReranker(settings.cross_encoder)
     return LateInteractionReranker(embedder)

@@ -58,9 +58,9 @@ def core(tmp_path: Path, machine: Machine) -> Iterator[Core]:
     made.keeper.store.close()
 
 
-def submit(core: Core, collection: str, *, is_forced: bool = False) -> str:
+def submit(core: Core, collection: str, *, is_forced: bool = False, task_type: TaskType = TaskType.WARM) -> str:
     record, _ = core.queue.submit(
-        TaskType.WARM, collection, {}, priority=0, is_forced=is_forced, now=time.time(), salt=core.salt()
+        task_type, collection, {}, priority=0, is_forced=is_forced, now=time.time(), salt=core.salt()
     )
     return record.task_id
 
@@ -96,6 +96,38 @@ def test_as_many_tasks_run_as_the_budget_keeps_busy_and_forced_ones_beside_them(
     if count < WORKERS:
         submit(core, "forced", is_forced=True)
         assert started(core) == {"forced"}
+
+
+def test_a_re_index_alone_may_use_the_cpus_of_the_budget_and_shares_them_with_what_else_runs(core: Core) -> None:
+    def index_of(task_id: str) -> int:
+        return next(worker.index for worker in core.workers.values() if worker.task_id == task_id)
+
+    def duties(*task_ids: str) -> list[tuple[int, int]]:
+        return [(core.budget.duty_permille(index), core.budget.threads(index)) for index in map(index_of, task_ids)]
+
+    first = submit(core, "c0", task_type=TaskType.REINDEX)
+    decide(core, 4.0, 700)
+    started(core)
+    assert duties(first) == [(2800, 3)]
+    second = submit(core, "c1", task_type=TaskType.REINDEX)
+    started(core)
+    assert duties(first, second) == [(1400, 2), (1400, 2)]
+    third = submit(core, "c2")  # of one thread
+    started(core)
+    assert duties(first, second, third) == [(933, 1), (933, 1), (933, 1)]
+    decide(core, 8.0, 700)
+    assert duties(first, second, third) == [(2300, 3), (2300, 3), (1000, 1)]
+    core.budget.decision = governor.Decision(700, True, governor.Memory.SHORT, "said by the test")
+    assert [threads for _, threads in duties(first, second, third)] == [1, 1, 1]
+    decide(core, 8.0, 0)
+    assert duties(first, second, third) == [(0, 1)] * 3
+    forced = submit(core, "c3", task_type=TaskType.REINDEX, is_forced=True)
+    started(core)
+    assert duties(forced) == [(1000, 1)]
+    decide(core, 8.0, 700)
+    assert duties(forced)[0] == duties(first)[0] == (1533, 2)
+    core.budget._threads = 1  # as configured
+    assert duties(first, forced) == [(1000, 1), (1000, 1)]
 
 
 def test_a_budget_that_grows_lets_the_next_task_in(core: Core) -> None:

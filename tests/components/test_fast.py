@@ -264,10 +264,10 @@ def test_the_reference_is_what_it_was_where_no_graph_is_wanted(changed: dict[str
 
 
 def test_a_cross_encoder_runs_where_the_embedder_is_told_to() -> None:
-    settings = ModelSettings(graph_folder="/graphs", threads=3)
+    settings = ModelSettings(graph_folder="/graphs", device="cuda:1")
     found = make_reranker(RerankSettings(cross_encoder="any"), make_embedder(settings))
     assert isinstance(found, CrossEncoderReranker)
-    assert found._threads == 3
+    assert found._device == "cuda:1"
 
 
 def test_doctor_says_whether_the_fast_path_is_used_by_what_figures_and_why_not(

@@ -10,7 +10,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,12 +52,20 @@ class FakePool:
     def __init__(self, processes: dict[int, Process], cpus: list[int]) -> None:
         self.processes, self.cpus = processes, cpus
         self._places = {TASKS: cpus[-1]}
+        self.beside: dict[int, tuple[int, ...]] = {}
 
     def replan(self) -> bool:
         return False
 
     def places(self) -> dict[int, int]:
         return self._places
+
+    def spreads(self) -> dict[int, tuple[int, ...]]:
+        return {index: (cpu, *self.beside.get(index, ())) for index, cpu in self._places.items()}
+
+    def spread(self, index: int, cpus: Sequence[int]) -> None:
+        self.beside[index] = tuple(cpus[1:])
+        procfs.set_cpus(self.processes[index].pid, tuple(cpus))
 
     def move(self, index: int, cpu: int) -> None:
         self._places[index] = cpu

@@ -57,6 +57,18 @@ def test_a_paced_batch_of_several_fits_its_time_once_one_was_measured(lengths: l
         assert len(sizes) == 1  # and they are not smaller than need be
 
 
+@settings(deadline=None, max_examples=20)
+@given(lengths=LENGTHS, size=st.integers(1, 9), threads=st.integers(1, 4), is_paced=st.booleans())
+def test_threads_compute_every_text_once_in_batches_no_larger_than_said(
+    lengths: list[int], size: int, threads: int, is_paced: bool
+) -> None:
+    batches, seen = SubBatches(size), list[list[int]]()
+    batches.watch(lambda: False, lambda: threads)
+    batches.each(lengths, seen.append, (lambda: None) if is_paced else None)
+    assert sorted(row for rows in seen for row in rows) == list(range(len(lengths)))
+    assert all(1 <= len(rows) <= size for rows in seen)
+
+
 def test_a_machine_that_got_slower_has_smaller_batches_after_some() -> None:
     cpu = SimulatedCpu(1e-6)
     batches = SubBatches(64, cpu=cpu)

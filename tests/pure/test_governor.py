@@ -26,6 +26,8 @@ from morgan.background.supervisor.governor import (
     cpu_limit_permille,
     is_active_hours,
     step,
+    threads_for,
+    wide_duty_permille,
     worker_duty_permille,
     workers_for,
 )
@@ -235,6 +237,36 @@ def test_the_workers_duties_together_fit_the_budget(budget: int, cpus: int, work
     assert duty * workers <= max(budget, 0) * cpus
     unused = max(budget, 0) * cpus - duty * max(workers, 1)
     assert duty == 1000 or unused < max(workers, 1)  # no less than an equal part either
+
+
+@settings(deadline=None)
+@given(
+    budget=st.integers(0, 1000),
+    cpus=st.floats(0.1, 256),
+    narrow=st.integers(0, 20),
+    wide=st.integers(1, 20),
+    threads=st.integers(1, 64),
+)
+def test_workers_of_several_threads_share_what_the_others_leave_and_all_fit_the_budget(
+    budget: int, cpus: float, narrow: int, wide: int, threads: int
+) -> None:
+    each = worker_duty_permille(budget, cpus, narrow + wide)
+    duty = wide_duty_permille(budget, cpus, narrow, wide, threads)
+    assert each <= duty <= 1000 * threads
+    assert narrow * each + wide * duty <= budget * cpus + 1e-6
+    if duty < 1000 * threads:  # nothing is left unused
+        assert budget * cpus - narrow * each - wide * duty < wide
+    used = threads_for(duty, threads)
+    assert 1 <= used <= threads
+    assert used == 1 or (used - 1) * 1000 < duty  # whoever does not pace itself fits
+
+
+@pytest.mark.parametrize(
+    ("duty", "threads", "used"),
+    [(0, 4, 1), (700, 4, 1), (1000, 4, 1), (1099, 4, 1), (1101, 4, 2), (2000, 4, 2), (4000, 4, 4), (4000, 1, 1)],
+)
+def test_a_further_thread_is_worth_a_tenth_of_a_cpu(duty: int, threads: int, used: int) -> None:
+    assert threads_for(duty, threads) == used
 
 
 # --- governor and machine together ------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from morgan.background.supervisor.placement import CLEARLY, in_the_way, moved, others_of
+from morgan.background.supervisor.placement import CLEARLY, in_the_way, moved, others_of, spread
 
 
 def test_a_worker_moves_from_the_busiest_cpu_to_the_least_busy_free_one() -> None:
@@ -48,6 +48,16 @@ def test_workers_that_share_a_cpu_are_spread_over_the_free_ones() -> None:
 
 def test_own_use_does_not_count_as_others() -> None:
     assert others_of({0: 1.0, 1: 0.2}, {0: 0.7, 1: 0.3}) == {0: 1.0 - 0.7, 1: 0.0}
+
+
+def test_a_worker_of_several_threads_has_its_home_and_the_cpus_that_are_used_the_least() -> None:
+    cpus = range(6)
+    assert spread(5, 1, cpus, {}, ()) == [5]
+    assert spread(5, 3, cpus, {}, ()) == [5, 4, 3]
+    assert spread(0, 3, cpus, {4: 0.05, 5: 0.9}, ()) == [0, 4, 3]
+    assert spread(0, 3, cpus, {4: 0.5}, {5}) == [0, 3, 2]
+    assert spread(0, 5, cpus, {}, {5, 1}) == [0, 4, 3, 2, 5]
+    assert spread(0, 9, cpus, {}, {5}) == [0, 4, 3, 2, 1, 5]
 
 
 def test_an_idle_worker_changes_places_with_one_that_moves_to_its_cpu() -> None:
