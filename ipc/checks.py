@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+import numpy.typing as npt
+
 from .errors import InvalidArgument
 from .records import ComputedResult
 
@@ -33,6 +36,16 @@ def check_limit(value: int) -> int:
     if value < 1:
         raise InvalidArgument(f"limit must be at least 1, not {value}")
     return value
+
+
+def check_vector(raw: bytes) -> npt.NDArray[np.float32]:
+    """Return `raw` as finite float32 of shape (D,)."""
+    if not raw or len(raw) % 4 or len(raw) > 4 * MAX_VECTOR_SIZE:
+        raise InvalidArgument(f"a vector is 1 to {MAX_VECTOR_SIZE} float32, {len(raw)} bytes are not")
+    vector = np.frombuffer(raw, dtype="<f4")
+    if not np.isfinite(vector).all():
+        raise InvalidArgument("a vector must have finite numbers")
+    return vector
 
 
 def check_result(result: ComputedResult) -> None:

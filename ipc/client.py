@@ -7,7 +7,7 @@ with Client() as client:
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -40,11 +40,15 @@ R = TypeVar("R", bound=Message)
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """`hits` best first. `is_precomputed`: they came from shared memory, no message was sent. `response_s` is wall time."""
+    """`hits` best first. `is_precomputed`: they came from shared memory, none was computed. `response_s` is wall time.
+
+    `similar_to` is the query whose result it is, where that is another's.
+    """
 
     hits: tuple[Hit, ...]
     is_precomputed: bool
     response_s: float
+    similar_to: str | None = None
 
 
 class Client:
@@ -102,15 +106,19 @@ class Client:
         query_filter: Mapping[str, Any] | None = None,
         tenant: str = "",
         is_reranked: bool = False,
+        vector: Sequence[float] | None = None,
     ) -> SearchResult:
         """Search by meaning: from shared memory where the answer is precomputed, else by the store owner.
 
         `query_filter` maps payload fields to the value they must have. Results of one filter or tenant are never
-        another's. What a miss computes is published, so that the next equal search is a hit.
+        another's. What a miss computes is published, so that the next equal search is a hit. With the query's own
+        `vector` it may be served a similar query's result, where `cache.similar_errors` allows any to be wrong.
         """
         began = time.perf_counter()
         scope = scope_of(query_filter, tenant)
-        held = self.reader.get(text, collection, scope)
+        held, similar = self.reader.get(text, collection, scope), None
+        if held is None and vector is not None and not scope:
+            held = similar = self.find_similar(text, collection, vector)
         if held is not None and _serves(held, limit, is_reranked=is_reranked):
             hits, is_precomputed = held.hits()[:limit], True
         else:
@@ -127,16 +135,32 @@ class Client:
                     )
                 ),
             )
-            hits, is_precomputed = hits_of(answer), False
+            hits, is_precomputed, similar = hits_of(answer), False, None
         response_s = time.perf_counter() - began
         if is_precomputed:
             self.reader.timed(response_s)
-        else:  # the reader counted the others
+        if not is_precomputed or similar is not None:  # the reader counted the others
             track = messages.Track(
                 query=text, collection=collection, response_s=response_s, scope=scope, was_looked_up=True
             )
             self.post(track)
-        return SearchResult(hits[:limit], is_precomputed, response_s)
+        return SearchResult(hits[:limit], is_precomputed, response_s, similar.query_text if similar else None)
+
+    def find_similar(self, text: str, collection: str, vector: Sequence[float]) -> CachedResult | None:
+        """Return another query's result that may be served to this one, which has none; None: search.
+
+        `vector` is the query's own, of the collection's model. The service allows it only with evidence that so similar
+        queries have the same rows, and computes afterwards whether it was right.
+        """
+        import numpy as np
+
+        packed = np.asarray(vector, dtype="<f4").tobytes()
+        ask = messages.FindSimilar(query=text, collection=collection, vector=packed)
+        found = expect(messages.Similar, self.request(ask))
+        if found.query is None:
+            return None
+        held = self.reader.get_at(found.query, collection, "", time.time())
+        return held if held is not None and held.computed_at == found.computed_at else None
 
     def create_collection(self, name: str, vector_size: int = 0, distance: str = "cosine") -> CollectionInfo:
         """Create an empty collection for vectors of `vector_size`; 0 means the embedding model's.

@@ -181,6 +181,14 @@ class Publish(Message, tag="publish", frozen=True):
     ttl_s: float | None = None
 
 
+class FindSimilar(Message, tag="find_similar", frozen=True):
+    """Ask whether a query that has no result may be served another's: Similar. `vector` is its own, float32."""
+
+    query: str
+    collection: str
+    vector: bytes
+
+
 class Invalidate(Message, tag="invalidate", frozen=True):
     """Drop results of a collection (None: all) whose query contains `pattern` (None: any): Done with their count."""
 
@@ -271,6 +279,7 @@ Request = (
     | ListQueries
     | Feedback
     | Publish
+    | FindSimilar
     | Invalidate
     | CacheStats
     | ExecutionStats
@@ -335,6 +344,13 @@ class ScheduleList(Message, tag="schedules", frozen=True):
 
 class Tracked(Message, tag="tracked", frozen=True):
     query_hash: str
+
+
+class Similar(Message, tag="similar", frozen=True):
+    """The query whose result may be served, as long as it is the one of `computed_at`; None: search."""
+
+    query: str | None = None
+    computed_at: float = 0.0
 
 
 class QueryList(Message, tag="queries", frozen=True):
@@ -403,6 +419,7 @@ Reply = (
     | TaskList
     | ScheduleList
     | Tracked
+    | Similar
     | QueryList
     | ExecutionList
     | DecisionList

@@ -51,6 +51,7 @@ def cache_policy(config: Config) -> CachePolicy:
         soft_ttl_s=cache.soft_ttl_hours * 3600,
         max_entries=cache.max_cached_queries,
         alias_overlap=cache.alias_overlap,
+        similar_errors=cache.similar_errors,
     )
 
 

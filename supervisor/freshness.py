@@ -50,6 +50,7 @@ class Freshness:
         """Take note of a completed task; True where results are to be computed again because of it."""
         if record.task_type is TaskType.WARM:
             self._unchecked.discard(record.collection)
+            self._keeper.similar.attempted(record.collection)
         if record.task_type is not TaskType.REINDEX:
             return False
         self._written.pop(record.collection, None)
@@ -66,11 +67,16 @@ class Freshness:
 
     def wanted(self, now: float) -> list[str]:
         """Return the collections that need a warm task."""
-        return sorted(self._keeper.stale(now).keys() | self._unchecked)
+        return sorted(self._keeper.stale(now).keys() | self._unchecked | self._keeper.similar.waiting().keys())
 
     def stale_queries(self, collection: str, now: float) -> list[str]:
-        """Return the queries whose result is served and to be computed again, the most popular first."""
-        return [entry.query_text for entry in self._keeper.stale(now).get(collection, [])]
+        """Return the queries to be computed, whatever they are worth.
+
+        Those whose result is served and to be computed again, the most popular first, after those that were served a
+        similar query's: whether that was right is to be known.
+        """
+        stale = [entry.query_text for entry in self._keeper.stale(now).get(collection, [])]
+        return [*self._keeper.similar.waiting().get(collection, []), *stale]
 
     def to_check(self, record: TaskRecord, now: float) -> tuple[QueryJob, ...]:
         """Return the cached queries that a warm task is to hold against the documents."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, assert_never
 
 from ..ipc import messages as m
-from ..ipc.checks import check_collection, check_number, check_result
+from ..ipc.checks import check_collection, check_number, check_result, check_vector
 from ..ipc.errors import InvalidArgument, MorganError, TaskNotFound
 from ..ipc.events import WorkerJoined
 from ..ipc.paths import RuntimePaths
@@ -144,6 +144,13 @@ class Requests:
                 ttl_s = None if request.ttl_s is None else check_number("ttl_s", request.ttl_s)
                 core.publish_of_application(request.result, now, ttl_s)
                 return m.Done(rid=rid)
+            case m.FindSimilar():
+                check_collection(request.collection)
+                vector = check_vector(request.vector)
+                served = core.keeper.find_similar(request.query, request.collection, vector, now)
+                if served is None:
+                    return m.Similar(rid=rid)
+                return m.Similar(rid=rid, query=served.query_text, computed_at=served.computed_at)
             case m.Invalidate():
                 return m.Done(rid=rid, count=core.keeper.invalidate(request.collection, request.pattern))
             case m.ListExecutions():

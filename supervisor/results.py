@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,12 +16,14 @@ from ..ipc.counters import CounterFold
 from ..ipc.entry import EntryInfo
 from ..ipc.query import normalise, query_hash
 from ..ipc.records import ComputedResult
+from ..ipc.result import CachedResult
 from ..ipc.store import ResultStore
 from .admission import Policy
-from .affected import Change, Dependencies, can_alter
+from .affected import Change, Dependencies, Floats, can_alter
 from .aliases import Aliases, as_alias
 from .demand import Demand
 from .popularity import Popularity
+from .similar import Served, Similar
 
 EMPTY_TTL_S = 60.0  # of a result without rows: what is missing today may be there in a minute
 KEPT_CHANGES = 512  # remembered, to be held against results that were computed before them and come after
@@ -34,6 +36,17 @@ class CachePolicy:
     soft_ttl_s: float = 12 * 3600.0  # from then on it is served, and computed again when there is CPU to spare
     max_entries: int = 1000
     alias_overlap: float = 1.0  # of the rows with the nearest entry's, from which a query is its alias; 0: never
+    similar_errors: float = (
+        0.0  # of the requests for a similar query's result, how many may be wrong; 0: none is served
+    )
+
+
+class Near(NamedTuple):
+    """The entry whose query is nearest to another."""
+
+    entry: EntryInfo
+    held: CachedResult
+    cosine: float
 
 
 class ResultKeeper:
@@ -54,8 +67,9 @@ class ResultKeeper:
     ) -> None:
         """`demand` is what was learned so far of what is asked again; None: nothing."""
         self.store = store
-        self._fold, self._popularity, self.policy = fold, popularity, policy
+        self._fold, self._popularity, self._policy = fold, popularity, policy
         self.aliases = Aliases(popularity)
+        self.similar = Similar(policy.similar_errors)
         self.admission = Policy(policy.max_entries, self.aliases, demand)
         self._lookups = self._hits = self._dropped = self._alias_hits = 0
         self._names: dict[str, tuple[str, str, str]] = {}  # of every entry, by key hash: text, collection, scope
@@ -68,6 +82,15 @@ class ResultKeeper:
             self._note(entry)
         self.admission.restore((entry.key_hash, entry.expires_at) for entry in store.entries() if not entry.alias_of)
 
+    @property
+    def policy(self) -> CachePolicy:
+        return self._policy
+
+    @policy.setter
+    def policy(self, policy: CachePolicy) -> None:
+        self._policy = policy
+        self.similar.ledger.rate = policy.similar_errors
+
     def _note(self, entry: EntryInfo) -> None:
         """Remember an entry of the store, and what it depends on."""
         self._names[entry.key_hash] = (entry.query_text, entry.collection, entry.scope)
@@ -76,7 +99,7 @@ class ResultKeeper:
         held = self.store.get(entry.query_text, entry.collection, entry.scope)
         if held is not None:
             of_collection = self._dependencies.setdefault(entry.collection, Dependencies())
-            group = None if entry.alias_of else entry.scope
+            group = entry.scope if entry.is_ours and not entry.alias_of else None
             of_collection.put(entry.key_hash, held.embedding, held.cutoff, held.candidates, group)
 
     # --- in -----------------------------------------------------------------------------------------------------------
@@ -88,21 +111,22 @@ class ResultKeeper:
         worth no more than the least of a full store is left out. Raises ResultStoreError where the store cannot take
         it; what it held stays served.
         """
-        is_stale = False
-        if result.as_of:
-            if result.as_of < self._forgotten_seq:
-                return False
-            later = [change for change in self._changes if change.seq > result.as_of and can_alter(change, result)]
-            if any(not change.is_soft for change in later):
-                return False
-            is_stale = bool(later)
+        later = self._changes_since(result)
+        if later is None or any(not change.is_soft for change in later):
+            return False
         key = query_hash(result.query_text, result.collection, result.scope)
         ttl_s = self.policy.ttl_s if ttl_s is None else ttl_s
         if not result.ids:
             ttl_s = min(ttl_s, EMPTY_TTL_S)
-        soft_at = now if is_stale else now + min(self.policy.soft_ttl_s, ttl_s)
+        soft_at = now if later else now + min(self.policy.soft_ttl_s, ttl_s)
         was_there = self.store.info(result.query_text, result.collection, result.scope) is not None
-        if self._put_alias(result, key, now + ttl_s, soft_at):
+        self.similar.computed(key, result.ids)
+        near = None  # an application's own results are compared with none: what its vector is, is not known
+        if result.candidates:
+            near = self._nearest(np.frombuffer(result.embedding, dtype="<f4"), result.collection, result.scope, key)
+        if near is not None and is_asked_for and not was_there:
+            self.similar.audit(result.collection, near.cosine, result.ids, near.held.ids)
+        if near is not None and self._put_alias(result, key, near, now + ttl_s, soft_at):
             self._void |= {key} if was_there else set()
             if is_asked_for:
                 self.admission.touch(self.aliases.entry_of(key), 1, now)
@@ -117,11 +141,19 @@ class ResultKeeper:
         for alias in self.aliases.of(key):
             if self.store.info(*self._names[alias]) is None:  # its rows were not these
                 self._remove(alias)
-        self._depend(result, key, group=result.scope)
+        self._depend(result, key, group=result.scope if result.candidates else None)
         admit = self.admission.admit if is_asked_for else self.admission.admit_precomputed
         if (gone := admit(key, now, now + ttl_s)) is not None:
             self._remove(gone)
         return True
+
+    def _changes_since(self, result: ComputedResult) -> list[Change] | None:
+        """Return the changes since `result` was computed that can alter it; None: that is not known any more."""
+        if not result.as_of:
+            return []
+        if result.as_of < self._forgotten_seq:
+            return None
+        return [change for change in self._changes if change.seq > result.as_of and can_alter(change, result)]
 
     def _depend(self, result: ComputedResult, key: str, group: str | None) -> None:
         self._names[key] = (result.query_text, result.collection, result.scope)
@@ -129,30 +161,43 @@ class ResultKeeper:
         embedding = np.frombuffer(result.embedding, dtype="<f4")
         of_collection.put(key, embedding, result.cutoff, result.candidates, group)
 
-    def _put_alias(self, result: ComputedResult, key: str, expires_at: float, soft_at: float) -> bool:
-        """Keep `result` as an alias of the nearest entry of its collection and scope, if its rows agree with that one's."""
-        if not self.policy.alias_overlap or not result.ids or not result.embedding or self.aliases.of(key):
-            return False
-        of_collection = self._dependencies.get(result.collection)
-        embedding = np.frombuffer(result.embedding, dtype="<f4")
-        near = None if of_collection is None else of_collection.nearest(embedding, result.scope, other_than=key)
-        if near is None:
-            return False
-        text, collection, scope = self._names[near[0]]
-        entry, held = self.store.info(text, collection, scope), self.store.get(text, collection, scope)
-        if scope != result.scope or entry is None or held is None:
-            return False
-        kept = as_alias(result, held, self.policy.alias_overlap)
+    def _nearest(self, embedding: Floats, collection: str, scope: str, key: str) -> Near | None:
+        """Return the entry, no alias, of the collection and scope whose query is nearest; another than that of `key`."""
+        of_collection = self._dependencies.get(collection)
+        found = None if of_collection is None else of_collection.nearest(embedding, scope, other_than=key)
+        if found is None or self._names[found[0]][1:] != (collection, scope):
+            return None
+        entry, held = self.store.info(*self._names[found[0]]), self.store.get(*self._names[found[0]])
+        return None if entry is None or held is None else Near(entry, held, found[1])
+
+    def _put_alias(self, result: ComputedResult, key: str, near: Near, expires_at: float, soft_at: float) -> bool:
+        """Keep `result` as an alias of the entry nearest to its query, if its rows agree with that one's."""
+        kept = None if self.aliases.of(key) else as_alias(result, near.held, self.policy.alias_overlap)
         if kept is None:
             return False
         if key not in self.aliases and len(self.aliases) >= self.policy.max_entries:
             self._remove(self.aliases.oldest())
-        if not self.store.put_alias(kept, entry, expires_at=expires_at, soft_at=soft_at):
+        if not self.store.put_alias(kept, near.entry, expires_at=expires_at, soft_at=soft_at):
             return False
         self.admission.remove(key)  # of one that had a record of its own
-        self.aliases.add(key, entry.key_hash)
+        self.aliases.add(key, near.entry.key_hash)
         self._depend(result, key, group=None)
         return True
+
+    def find_similar(self, text: str, collection: str, embedding: Floats, now: float) -> EntryInfo | None:
+        """Return the entry to serve to a query that has none of its own, None where that may not be: it is then searched.
+
+        What is returned is noted as served, and its truth is wanted. Queries of a filter or tenant are never served so.
+        """
+        key = query_hash(text, collection)
+        near = self._nearest(embedding, collection, "", key)
+        cosine = -1.0 if near is None else near.cosine
+        if not self.similar.may_serve(collection, cosine) or near is None:
+            return None
+        if not near.held.ids or not now < min(near.entry.soft_at, near.entry.expires_at):
+            return None
+        self.similar.serve(key, Served(text, collection, cosine, near.held.ids))
+        return near.entry
 
     def is_worth(self, text: str, collection: str, now: float) -> bool:
         """Say whether a result nobody waits for would be kept, so that none is computed in vain."""
@@ -197,6 +242,7 @@ class ResultKeeper:
             self.admission.remove(key)
             self.aliases.remove(key)
         self._dependencies.pop(collection, None)
+        self.similar.forget(collection)
         return self.store.invalidate_collection(collection)
 
     def change(self, change: Change, now: float) -> int:
@@ -291,13 +337,13 @@ class ResultKeeper:
             for slot, hits in totals.per_slot.items():
                 if (entry := by_slot.get(slot)) is not None:  # else: replaced since; counted in the totals alone
                     self.store.count_use(slot, hits, now)
-                    self._used(entry, hits, now)
+                    self.used(entry, hits, now)
                     by_collection[entry.collection] += hits
         if self.on_counts is not None:
             self.on_counts(fresh, fresh_hits, by_collection, totals.timed, now)
         return fresh
 
-    def _used(self, entry: EntryInfo, hits: int, now: float) -> None:
+    def used(self, entry: EntryInfo, hits: int, now: float) -> None:
         is_twin = bool(entry.scope) and not entry.is_ours
         self._popularity.add(entry.query_text, entry.collection, entry.scope, hits, now, is_twin=is_twin)
         if is_twin:  # an application's own search: asked of the collection, whatever else it was asked with
@@ -339,4 +385,5 @@ class ResultKeeper:
             "dropped_reports": self._dropped,
             "total_access_count": self._popularity.total_accesses,
             "cache_size_mb": self.store.size_bytes / 2**20,
+            "similar": self.similar.report(),
         }

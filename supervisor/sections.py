@@ -113,6 +113,7 @@ class Cache(Section, frozen=True):
     soft_ttl_hours: float = 12.0
     max_cached_queries: int = 1000
     alias_overlap: float = 1.0
+    similar_errors: float = 0.0
     min_frequency: int = 3
 
 
@@ -264,6 +265,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "cache.soft_ttl_hours": (0.001, 8760),
     "cache.max_cached_queries": (1, 100_000),
     "cache.alias_overlap": (0, 1),
+    "cache.similar_errors": (0, 1),
     "cache.min_frequency": (1, 1_000_000),
     "queue.max_attempts": (1, 1000),
     "queue.max_kills": (1, 1000),

@@ -20,6 +20,7 @@ from morgan.background.ipc.result import CachedResult
 from morgan.background.ipc.store import ResultStore
 from morgan.background.supervisor.affected import Change, id_words
 from morgan.background.supervisor.aliases import Aliases, as_alias, overlap
+from morgan.background.supervisor.freshness import Freshness
 from morgan.background.supervisor.popularity import Popularity
 from morgan.background.supervisor.results import CachePolicy, ResultKeeper
 
@@ -303,3 +304,56 @@ def test_what_is_served_is_the_last_result_of_the_query_and_admission_knows_the_
                     assert keeper.aliases.entry_of(entry.key_hash) == entry.alias_of
                     assert by_key[entry.alias_of].scope == entry.scope
         keeper.store.close()
+
+
+# --- similar queries ---------------------------------------------------------------------------------------------------
+
+
+def test_every_miss_is_an_audit_of_its_nearest_entry(keeper: ResultKeeper) -> None:
+    ten = tuple(range(10))
+    keeper.put(computed("first", 0, ids=ten), NOW)
+    keeper.put(computed("right", 5, ids=(*range(8), 20, 21)), NOW)
+    keeper.put(computed("wrong", 3, ids=(*range(7), 30, 31, 32)), NOW)
+    keeper.put(computed("wrong", 3, ids=ten), NOW)  # not a miss: it was there
+    keeper.put(computed("nobody asked", 3, ids=ten), NOW, is_asked_for=False)
+    keeper.put(computed("another's", 1, ids=ten, candidates=()), NOW)
+    report = keeper.stats(NOW)["similar"]
+    assert (report["audits"], report["audit_errors"], report["served"], report["rate"]) == (2, 1, 0, 0.0)
+
+
+def test_a_similar_query_is_served_only_with_evidence_and_its_truth_is_wanted(
+    tmp_path: Path, popularity: Popularity
+) -> None:
+    keeper = new_keeper(tmp_path, popularity)
+    keeper.policy = CachePolicy(max_entries=CAPACITY, similar_errors=0.1)
+    fresh = Freshness(keeper, popularity, ())
+    keeper.put(computed("entry", 0), NOW)
+    keeper.put(computed("tenant's", 90, scope="tenant"), NOW)
+    vector = at(2).astype("<f4")
+    for _ in range(500):
+        assert keeper.find_similar("similar", "docs", vector, NOW) is None
+    for n in range(400):
+        keeper.similar.audit("docs", 0.9995, (n,), (n,))
+    assert keeper.find_similar("far", "docs", at(60), NOW) is None
+    assert keeper.find_similar("near the tenant's", "docs", at(90), NOW) is None
+    assert keeper.find_similar("similar", "code", vector, NOW) is None
+    assert keeper.find_similar("similar", "docs", vector, NOW + 1e6) is None  # the entry is past its age
+    found = keeper.find_similar("similar", "docs", vector, NOW)
+    assert found is not None
+    assert found.query_text == "entry"
+    assert (fresh.wanted(NOW), fresh.stale_queries("docs", NOW)) == (["docs"], ["similar"])
+    keeper.put(computed("similar", 2, ids=(5, 6)), NOW, is_asked_for=False)
+    assert (fresh.wanted(NOW), fresh.stale_queries("docs", NOW)) == ([], [])
+    report = keeper.stats(NOW)["similar"]
+    assert [report[key] for key in ("served", "pending", "errors", "requests")] == [1, 0, 1, 505]
+    keeper.invalidate("docs", None)
+    assert keeper.find_similar("similar", "docs", vector, NOW) is None
+    keeper.store.close()
+
+
+def test_a_vector_without_a_direction_is_near_to_nothing(keeper: ResultKeeper) -> None:
+    keeper.put(computed("entry", 0), NOW)
+    for n, bad in enumerate((np.nan, np.inf, 0.0)):
+        keeper.put(computed(f"bad {n}", 0, embedding=np.full(2, bad, "<f4").tobytes()), NOW)
+    keeper.put(computed("alias", 1), NOW)
+    assert aliases(keeper) == {"alias": "entry"}

@@ -89,6 +89,7 @@ RESULT = {
 }
 SCHEDULE = {"type": "add_schedule", "task_type": "rerank", "collection": "c", "frequency": "daily"}
 SUBMIT = {"type": "submit", "task_type": "rerank", "collection": "c"}
+SIMILAR = {"type": "find_similar", "query": "q", "collection": "c"}
 FEEDBACK = {"type": "feedback", "query": "q", "collection": "c", "document_id": "1"}
 
 REFUSED_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
@@ -108,6 +109,9 @@ REFUSED_REQUESTS: dict[str, tuple[dict[str, Any], str]] = {
     "half a vector": ({"type": "publish", "result": RESULT | {"embedding": bytes(5)}}, "float32"),
     "a quality of 2": ({"type": "publish", "result": RESULT | {"quality": 2.0}}, "quality"),
     "a lifetime that is no number": ({"type": "publish", "result": RESULT, "ttl_s": NAN}, "ttl_s"),
+    "a vector of half a number": (SIMILAR | {"vector": bytes(5)}, "float32"),
+    "no vector": (SIMILAR | {"vector": b""}, "float32"),
+    "a vector that is no number": (SIMILAR | {"vector": b"\xff" * 8}, "finite"),
     "a path for a name": ({"type": "pause", "collection": "../c"}, "collection's name"),
 }
 

@@ -211,6 +211,7 @@ GIVEN: dict[str, Any] = {
     "document_id": "1",
     "relevance": 1.0,
     "result": RESULT,
+    "vector": bytes(8),
     "orders": (),
 }
 
