@@ -23,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="at most 60 s: fewer rounds, less data")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the RESULT object to FILE as well")
     parser.add_argument("--data", type=Path, metavar="FOLDER", help="where the data set is (benchmarks that need one)")
+    parser.add_argument("--model", type=Path, metavar="FOLDER", help="a trained cross-encoder (`rerank`)")
     given = parser.parse_args(arguments)
     cases = load()
     if given.name == "list":
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     noise = Noise.now()
     try:
-        result = cases[given.name].run(Options(is_quick=given.quick, data=given.data))
+        result = cases[given.name].run(Options(is_quick=given.quick, data=given.data, model=given.model))
     except MissingInput as missing:
         print(missing, file=sys.stderr)
         return 2

@@ -34,6 +34,7 @@ class MissingInput(Exception):
 class Options:
     is_quick: bool = False
     data: Path | None = None
+    model: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

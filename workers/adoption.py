@@ -11,8 +11,9 @@ import importlib.util
 import logging
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -45,6 +46,12 @@ def missing_for_adoption() -> str:
     return f"{', '.join(absent)} not installed: pip install 'morgan-background[fast]'" if absent else ""
 
 
+def missing_for_use() -> str:
+    """Return in words what is not installed to run a graph; "" where nothing is missing. onnx itself is not needed."""
+    missing = missing_for_adoption()
+    return missing if "onnxruntime" in missing or "tokenizers" in missing else ""
+
+
 def compared_texts() -> list[str]:
     """Return the texts that reference and graph are compared on: the same at each call, from nothing to far too long."""
     random_words = random.Random(0)
@@ -67,7 +74,7 @@ def adopt(
     with graph.making() as made:
         if made is None:
             return None
-        _check_room(reference, made)
+        check_room(reference.model.parameters(), made)
         verdict = graph.keep(made, _judged(reference, made, pace))
     log.log(
         logging.INFO if verdict.is_adopted else logging.WARNING,
@@ -79,9 +86,9 @@ def adopt(
     return verdict
 
 
-def _check_room(reference: SentenceTransformerEmbedder, folder: Path) -> None:
+def check_room(weights: Iterable[Any], folder: Path) -> None:
     """Raise OSError where a graph does not fit: from the exporter it would look like a model that has none."""
-    needed = ROOM * sum(tensor.numel() * tensor.element_size() for tensor in reference.model.parameters())
+    needed = ROOM * sum(tensor.numel() * tensor.element_size() for tensor in weights)
     disk = os.statvfs(folder)
     if disk.f_bavail * disk.f_frsize < needed:
         raise OSError(errno.ENOSPC, f"{needed / 2**20:.0f} MiB are needed in {folder.parent} to make a graph")

@@ -17,6 +17,7 @@ from .models import pooling_of
 POOLINGS = ("mean", "cls", "max")
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OPSET = 17  # the first with LayerNormalization: one operator where it were nine
+ACTIVATIONS = ("Sigmoid", "Identity")  # what a cross-encoder may make of its logit
 LONGEST_TOKENS = 100_000  # a tokenizer that says more says that it has no limit
 
 
@@ -36,28 +37,53 @@ def recipe_of(model: Any) -> Recipe:
     pooling = tuple(pooling_of(model[1]).split("+"))
     if unknown := [mode for mode in pooling if mode not in POOLINGS]:
         raise NotExportable(f"it pools by {', '.join(unknown)}")
-    tokenizer = model[0].tokenizer
+    token_size = int(model[0].auto_model.config.hidden_size)
+    return Recipe(
+        **_tokens_of(model[0].tokenizer, model.max_seq_length),
+        pooling=pooling,
+        size=token_size * len(pooling),
+        token_size=token_size,
+    )
+
+
+def pair_recipe_of(model: Any) -> Recipe:
+    """Return what is around the transformer of a CrossEncoder. Raises NotExportable for what fast_pairs.py cannot do."""
+    activation = type(model.activation_fn).__name__
+    if activation not in ACTIVATIONS:
+        raise NotExportable(f"it makes its scores by {activation}")
+    if getattr(model, "default_prompt_name", None) is not None:
+        raise NotExportable(f"it puts the prompt {model.default_prompt_name!r} before each pair")
+    if model.model is None:
+        raise NotExportable("it is not one transformer")
+    # its name since sentence-transformers 6
+    max_tokens = model.max_seq_length if hasattr(model, "max_seq_length") else model.max_length
+    return Recipe(
+        **_tokens_of(model.tokenizer, max_tokens or model.tokenizer.model_max_length),
+        pooling=(),
+        size=1,
+        token_size=1,
+        activation=activation,
+    )
+
+
+def _tokens_of(tokenizer: Any, max_tokens: int | None) -> dict[str, Any]:
+    """Return the part of a recipe that is about tokens. Raises NotExportable."""
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise NotExportable(f"{type(tokenizer).__name__} is not a tokenizer of the tokenizers package")
     if tokenizer.padding_side != "right" or tokenizer.pad_token_id is None:
         raise NotExportable("its tokenizer does not pad on the right")
-    max_tokens = model.max_seq_length
     if not max_tokens or max_tokens > LONGEST_TOKENS:
         raise NotExportable("it has no longest input")
     inputs = tuple(name for name in INPUTS if name in tokenizer.model_input_names)
     if inputs[:2] != INPUTS[:2]:
         raise NotExportable(f"its transformer takes {', '.join(tokenizer.model_input_names)}")
-    token_size = int(model[0].auto_model.config.hidden_size)
-    return Recipe(
-        inputs=inputs,
-        pooling=pooling,
-        size=token_size * len(pooling),
-        token_size=token_size,
-        max_tokens=int(max_tokens),
-        pad_id=tokenizer.pad_token_id,
-        pad_token=tokenizer.pad_token,
-        pad_type=tokenizer.pad_token_type_id,
-    )
+    return {
+        "inputs": inputs,
+        "max_tokens": int(max_tokens),
+        "pad_id": tokenizer.pad_token_id,
+        "pad_token": tokenizer.pad_token,
+        "pad_type": tokenizer.pad_token_type_id,
+    }
 
 
 def export(model: Any, recipe: Recipe, folder: Path, precision: str) -> None:
@@ -65,12 +91,29 @@ def export(model: Any, recipe: Recipe, folder: Path, precision: str) -> None:
 
     Raises NotExportable.
     """
+    given = model[0].tokenizer(["zinc", "zinc and copper"], padding=True, return_tensors="pt")
+    axes = {0: "batch", 1: "tokens"}
+    _write(model[0].auto_model, model[0].tokenizer, given, recipe, folder, precision, ("last_hidden_state", axes))
+
+
+def export_pairs(model: Any, recipe: Recipe, folder: Path) -> None:
+    """Write the same of a CrossEncoder, whose graph gives the logit of each pair. Raises NotExportable."""
+    given = model.tokenizer(["zinc", "zinc"], ["copper", "zinc and copper"], padding=True, return_tensors="pt")
+    _write(model.model, model.tokenizer, given, recipe, folder, "fp32", ("logits", {0: "batch"}))
+
+
+Output = tuple[str, dict[int, str]]  # its name, and those of its axes that are of any length
+
+
+def _write(
+    transformer: Any, tokenizer: Any, given: Any, recipe: Recipe, folder: Path, precision: str, output: Output
+) -> None:
     raw = folder / "raw.onnx"
-    model[0].tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
+    tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter, about itself and about what it traces
-            _trace(model[0], recipe, raw)
+            _trace(transformer, given, recipe, raw, output)
             if precision == "int8":
                 raw = _quantised(raw, folder / "int8.onnx")
             _optimise(raw, folder / "model.onnx")
@@ -79,10 +122,10 @@ def export(model: Any, recipe: Recipe, folder: Path, precision: str) -> None:
         raise NotExportable(f"{type(error).__name__}: {words[0] if words else ''}") from error
 
 
-def _trace(transformer: Any, recipe: Recipe, path: Path) -> None:
+def _trace(inner: Any, given: Any, recipe: Recipe, path: Path, output: Output) -> None:
     import torch
 
-    class Hidden(torch.nn.Module):
+    class First(torch.nn.Module):
         """The model with its inputs by position and one output: what the tracer takes."""
 
         def __init__(self, inner: Any) -> None:
@@ -92,19 +135,18 @@ def _trace(transformer: Any, recipe: Recipe, path: Path) -> None:
         def forward(self, *tensors: torch.Tensor) -> Any:
             return self.inner(**dict(zip(recipe.inputs, tensors, strict=True)), return_dict=False)[0]
 
-    inner = transformer.auto_model
-    given = transformer.tokenizer(["zinc", "zinc and copper"], padding=True, return_tensors="pt")
+    name, axes = output
     before, was_training = inner.config._attn_implementation, inner.training
     inner.set_attn_implementation("eager")  # plain products of matrices, which onnxruntime knows how to fuse
     try:
         with torch.no_grad():
             torch.onnx.export(
-                Hidden(inner.eval()),
+                First(inner.eval()),
                 tuple(given[name] for name in recipe.inputs),
                 str(path),
                 input_names=list(recipe.inputs),
-                output_names=["last_hidden_state"],
-                dynamic_axes={name: {0: "batch", 1: "tokens"} for name in (*recipe.inputs, "last_hidden_state")},
+                output_names=[name],
+                dynamic_axes={one: {0: "batch", 1: "tokens"} for one in recipe.inputs} | {name: axes},
                 opset_version=OPSET,
                 dynamo=False,  # the new exporter wants onnxscript
             )

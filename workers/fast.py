@@ -98,9 +98,9 @@ class FastEmbedder:
                 pace()
         return found
 
-    def _hidden(self, texts: list[str]) -> tuple[Vectors, npt.NDArray[np.int64]]:
+    def _hidden(self, texts: Sequence[str | tuple[str, str]]) -> tuple[Vectors, npt.NDArray[np.int64]]:
         """Return the last hidden state, float32 (texts, tokens, D), and the mask of its tokens (texts, tokens)."""
-        encoded = self._tokenizer.encode_batch(texts)
+        encoded = self._tokenizer.encode_batch(list(texts))
         columns = {
             "input_ids": [one.ids for one in encoded],
             "attention_mask": [one.attention_mask for one in encoded],

@@ -46,6 +46,7 @@ class Recipe(msgspec.Struct, frozen=True):
     pad_id: int
     pad_token: str
     pad_type: int = 0
+    activation: str = ""  # of a cross-encoder: the torch module that makes a score of its logit
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,13 +60,15 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     texts: int = 0  # compared
     least_cosine: float = 0.0
     mean_cosine: float = 0.0
+    kind: str = "vectors"  # or "pairs": of a cross-encoder
+    largest_difference: float = 0.0  # of a pair's scores
     recipe: Recipe | None = None
     graph_hash: str = ""
     tokenizer_hash: str = ""
 
     @property
-    def of(self) -> tuple[str, str]:
-        return self.model, self.precision
+    def of(self) -> tuple[str, str, str]:
+        return self.model, self.precision, self.kind
 
     @property
     def words(self) -> str:
@@ -73,6 +76,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         measured = f"cosine {self.least_cosine:.6f} at least, {self.mean_cosine:.6f} on average in {self.texts} texts"
         if not self.is_adopted:
             return self.reason
+        if self.kind == "pairs":
+            return f"the same scores: at most {self.largest_difference:.0e} apart in {self.texts} pairs"
         return f"{'8-bit weights' if self.precision == 'int8' else 'the same vectors'}: {measured}"
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 from ..ipc.settings import ModelSettings
-from .adoption import adopt, missing_for_adoption
+from .adoption import adopt, missing_for_adoption, missing_for_use
 from .batches import SubBatches
 from .fast import FastEmbedder
 from .graphs import Graph, Verdict, graph_of
@@ -110,12 +110,6 @@ class Handover:
             _ = self.reference.size
         elif self.fast is not None:
             self.fast.load()
-
-
-def missing_for_use() -> str:
-    """Return in words what is not installed to run a graph; "" where nothing is missing. onnx itself is not needed."""
-    missing = missing_for_adoption()
-    return missing if "onnxruntime" in missing or "tokenizers" in missing else ""
 
 
 def make_embedder(settings: ModelSettings) -> Embedder:

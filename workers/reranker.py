@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from ..ipc.errors import InvalidArgument, ModelUnavailable
 from ..ipc.settings import ModelSettings, RerankSettings
+from .adoption import missing_for_adoption, missing_for_use
 from .batches import SubBatches
 from .bm25 import bm25
+from .fast_pairs import FastPairs, fast_pairs, pair_graph_of
 from .fingerprint import fingerprint
+from .graphs import Graph, Verdict
 from .models import quietly_load, torch_threads
+from .pair_adoption import adopt_pairs
 from .scoring import Question
 from .task import Embedder, Floats, Reranker
 from .vectors import Vectors
+
+log = logging.getLogger(__name__)
 
 TOKEN_CACHE_BYTES = 256 * 1024 * 1024  # of float16 token vectors: about 1,500 documents of 250 tokens
 TEXTS_AT_ONCE = 200  # whose token vectors are computed together: 77 MB of float32 at 250 tokens
@@ -27,12 +35,19 @@ LOAD_AGAIN_S = 60.0  # after a load that failed: it takes seconds, and each quer
 
 
 class CrossEncoderReranker:
-    """A sentence-transformers CrossEncoder with one label, by folder or hub name."""
+    """A sentence-transformers CrossEncoder with one label, by folder or hub name; or its graph, once one is adopted.
 
-    def __init__(self, name: str, device: str = "cpu") -> None:
+    Both give the same scores (pair_adoption.py), so a task may begin with one and end with the other. Without
+    `graph_folder`, and on another device than the CPU, there is no graph.
+    """
+
+    def __init__(self, name: str, device: str = "cpu", graph_folder: str = "") -> None:
         self._name, self._device = name, device
+        self._folder = graph_folder if device == "cpu" else ""
         self.batches = SubBatches(CROSS_ENCODER_BATCH)
-        self._loaded: Any = None
+        self._reference: Any = None
+        self._fast: FastPairs | None = None
+        self._is_decided = not self._folder
         self._refused, self._again_at = "", 0.0
 
     @property
@@ -40,16 +55,23 @@ class CrossEncoderReranker:
         return self._name
 
     def load(self) -> None:
-        """Load the weights now. Raises ModelUnavailable, for LOAD_AGAIN_S without trying."""
-        if self._loaded is not None:
-            return
-        if self._refused and time.monotonic() < self._again_at:
-            raise ModelUnavailable(self._refused)
-        try:
-            self._loaded = self._load()
-        except ModelUnavailable as error:
-            self._refused, self._again_at = str(error), time.monotonic() + LOAD_AGAIN_S
-            raise
+        """Load who computes now, without computing. Raises ModelUnavailable, for LOAD_AGAIN_S without trying."""
+        if (fast := self.choose()) is None:
+            _ = self.reference()
+        else:
+            fast.load()
+
+    def reference(self) -> Any:
+        """Return the CrossEncoder. Raises as `load` does."""
+        if self._reference is None:
+            if self._refused and time.monotonic() < self._again_at:
+                raise ModelUnavailable(self._refused)
+            try:
+                self._reference = self._load()
+            except ModelUnavailable as error:
+                self._refused, self._again_at = str(error), time.monotonic() + LOAD_AGAIN_S
+                raise
+        return self._reference
 
     def _load(self) -> Any:
         def load(target: str, is_folder: bool) -> Any:
@@ -64,6 +86,48 @@ class CrossEncoderReranker:
             )
         return model
 
+    # --- its graph ----------------------------------------------------------------------------------------------------
+
+    @property
+    def is_open(self) -> bool:
+        """Say whether there is no verdict on a graph yet, and one can be had. Raises ModelUnavailable."""
+        return self.choose() is None and not self._is_decided
+
+    def choose(self) -> FastPairs | None:
+        """Return the graph if there is an adopted one by now; None: the reference computes. Raises ModelUnavailable."""
+        if self._is_decided:
+            return self._fast
+        verdict = None if self._graph is None else self._graph.verdict()
+        reason = "" if verdict is None or verdict.is_adopted else verdict.reason
+        if self._graph is None:
+            reason = "its files were not found"
+        elif not reason:
+            reason = missing_for_adoption() if verdict is None else missing_for_use()
+        if reason:
+            log.info("cross-encoder %s is used without a fast path: %s", self._name, reason)
+        elif verdict is not None and self._graph is not None:
+            self._fast, self.batches = (
+                fast_pairs(self._name, self._graph, verdict),
+                self.batches.renewed(),
+            )
+            log.info("the fast path of cross-encoder %s is used; %s", self._name, verdict.words)
+        self._is_decided = bool(reason) or verdict is not None
+        return self._fast
+
+    @cached_property
+    def _graph(self) -> Graph | None:
+        if (found := pair_graph_of(self._name, self._folder)) is None:
+            _ = self.reference()  # the hub gives it now
+            found = pair_graph_of(self._name, self._folder)
+        return found
+
+    def adopt(self, pace: Callable[[], None] | None = None) -> Verdict | None:
+        """Make a graph and judge it. Returns and raises as pair_adoption.adopt_pairs does, and ModelUnavailable."""
+        assert self._graph is not None
+        return adopt_pairs(self._name, self.reference(), self._graph, pace)
+
+    # --- scores -------------------------------------------------------------------------------------------------------
+
     def score(
         self, query: str, texts: Sequence[str], dense_scores: Floats, *, pace: Callable[[], None] | None = None
     ) -> Floats:
@@ -72,18 +136,23 @@ class CrossEncoderReranker:
 
     def score_many(self, questions: Sequence[Question], *, pace: Callable[[], None] | None = None) -> list[Floats]:
         """See ManyReranker. Pairs of several queries share batches, sorted by length: little of one is padding."""
-        self.load()
+        fast = self.choose()
+        compute = self._predict if fast is None else fast.scores
+        if fast is None:
+            _ = self.reference()  # not within what is measured of a batch
         pairs = [(question.query, text) for question in questions for text in question.texts]
         scores = np.empty(len(pairs), dtype=np.float32)
         lengths = [len(query) + len(text) for query, text in pairs]
         for rows in self.batches.rows(lengths, is_paced=pace is not None):
-            with torch_threads(1):
-                scores[rows] = self._loaded.predict(
-                    [pairs[row] for row in rows], batch_size=len(rows), show_progress_bar=False
-                )
+            scores[rows] = compute([pairs[row] for row in rows])
             if pace is not None:
                 pace()
         return split(scores, [len(question.texts) for question in questions])
+
+    def _predict(self, pairs: Sequence[tuple[str, str]]) -> Floats:
+        with torch_threads(1):
+            found: Floats = self.reference().predict(list(pairs), batch_size=len(pairs), show_progress_bar=False)
+        return found
 
 
 def split(scores: Floats, counts: Sequence[int]) -> list[Floats]:
@@ -172,6 +241,7 @@ def in_groups(questions: Sequence[Question], texts: int) -> Iterator[list[Questi
 
 
 def _fused(question: Question, similarity: Floats) -> Floats:
+    """Return MaxSim, the dense scores and BM25 as z-scores, added."""
     if not question.texts:
         return np.empty(0, dtype=np.float32)
     parts = (similarity, np.asarray(question.dense, dtype=np.float32), bm25(question.query, question.texts))
@@ -312,7 +382,8 @@ def as_reranker(service: Any) -> Reranker:
 def make_reranker(settings: RerankSettings, embedder: Embedder) -> Reranker:
     """Return the configured cross-encoder, on the embedder's device, or late interaction over the embedder's tokens."""
     if settings.cross_encoder and isinstance(model := getattr(embedder, "settings", None), ModelSettings):
-        return CrossEncoderReranker(settings.cross_encoder, model.device)
+        folder = "" if model.loader == "reference" else model.graph_folder
+        return CrossEncoderReranker(settings.cross_encoder, model.device, folder)
     if settings.cross_encoder:
         return CrossEncoderReranker(settings.cross_encoder)
     return LateInteractionReranker(embedder)

@@ -3,7 +3,7 @@
     supervisor ──Preload, Fork──▶ zygote ──fork──▶ go-between ──fork──▶ worker (process.py)
                ◀──Forked(pid)────        ◀──pid, exit──               re-parented to the supervisor
 
-Where the model has no graph yet, it forks one more process, which makes one while the workers are at work already.
+Where a model has no graph yet, it forks one more process, which makes one while the workers are at work already.
 
 It has one thread and never runs a model: a child of a process that has computed with several threads waits for ever for
 those that were not forked (research: 5 of 5 hung).
@@ -18,9 +18,11 @@ import os
 import select
 import signal
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from ..ipc import launch, prctl
 from ..ipc.commands import Role
@@ -68,17 +70,29 @@ def obey(orders_fd: int, supervisor: int, workers: Path, light: str = "") -> int
     return 0
 
 
+@runtime_checkable
+class Adoptable(Protocol):
+    """A loaded model that a graph may stand for. `is_open`: there is no verdict on one yet."""
+
+    @property
+    def is_open(self) -> bool: ...
+
+    def adopt(self) -> object: ...
+
+    def load(self) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Child:
-    """A process that makes the graph of a model, by pid and pidfd."""
+    """A process that makes the graphs of models, by pid and pidfd."""
 
     pid: int
     pidfd: int
-    embedder: Handover
+    models: Sequence[Adoptable]
 
     @classmethod
-    def of(cls, pid: int, embedder: Handover) -> Child:
-        return cls(pid, os.pidfd_open(pid), embedder)
+    def of(cls, pid: int, models: Sequence[Adoptable]) -> Child:
+        return cls(pid, os.pidfd_open(pid), models)
 
 
 class Zygote:
@@ -145,8 +159,9 @@ class Zygote:
             problem, self._models.is_refused = str(error), self._models.embedder is None
             log.error("%s", error)
         self._keep()
-        if isinstance(loaded := self._models.embedder, Handover) and loaded.is_open:
-            self._adopting = Child.of(self._fork_adopter(loaded), loaded)
+        loaded: tuple[object, ...] = (self._models.embedder, self._models.reranker)
+        if waiting := [one for one in loaded if isinstance(one, Adoptable) and one.is_open]:
+            self._adopting = Child.of(self._fork_adopter(waiting), waiting)
         return Preloaded(problem=problem)
 
     def _keep(self) -> None:
@@ -161,11 +176,11 @@ class Zygote:
         if embedder.is_open:
             _ = embedder.reference.revision  # for the child that makes the graph as well
             if embedder.settings.precision != "fp32":
-                os.waitpid(self._fork_adopter(embedder), 0)
+                os.waitpid(self._fork_adopter([embedder]), 0)
         embedder.load()
 
-    def _fork_adopter(self, embedder: Handover) -> int:
-        """Fork a process that makes a graph of the loaded model and judges it; return its pid."""
+    def _fork_adopter(self, models: Sequence[Adoptable]) -> int:
+        """Fork a process that makes graphs of the loaded models and judges them; return its pid."""
         if pid := os.fork():
             return pid
         status = 1
@@ -177,7 +192,8 @@ class Zygote:
             os.setsid()  # the autogroup that is niced is its own
             make_courteous(0)
             process.Speaker.name = "adopter"
-            embedder.adopt()
+            for model in models:
+                model.adopt()
             status = 0
         except OSError as error:
             log.warning("no graph of the model can be kept, so its fast path is not used: %s", error)
@@ -193,7 +209,8 @@ class Zygote:
         _, status = os.waitpid(child.pid, 0)
         if os.WIFSIGNALED(status):
             log.warning("the adopter was ended by signal %d: the model goes without its fast path", os.WTERMSIG(status))
-        child.embedder.load()
+        for model in child.models:
+            model.load()
         self._keep()
 
     def _end_adopter(self) -> None:
