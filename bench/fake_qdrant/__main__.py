@@ -21,6 +21,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.fake_qdrant", description=__doc__)
     parser.add_argument("--folder", type=Path, metavar="DIR", help="keep the collections here (else until it ends)")
     parser.add_argument("--api-key", default="", metavar="KEY", help="refuse calls without it")
+    parser.add_argument(
+        "--version", default="", metavar="X.Y.Z", help="say so when asked; it does as 1.19 all the same"
+    )
     parser.add_argument("--forward", metavar="URL", help="put the faults before the Qdrant server at URL instead")
     given = parser.parse_args()
     with ExitStack() as stack:
@@ -28,7 +31,7 @@ def main() -> None:
             answer = Forwarder(given.forward).answer
         else:
             from .engine import Engine
-            from .routes import Routes
+            from .routes import VERSION, Routes
 
             shm = Path("/dev/shm")
             folder = given.folder or stack.enter_context(
@@ -36,7 +39,7 @@ def main() -> None:
             )
             engine = Engine(Path(folder))
             stack.callback(engine.close)
-            answer = Routes(engine, given.api_key).answer
+            answer = Routes(engine, given.api_key, given.version or VERSION).answer
         doors = [Front(answer, Desk()), Front(answer, None)]
         print(*(door.port for door in doors), flush=True)
         sys.stdin.read()

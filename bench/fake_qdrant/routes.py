@@ -15,10 +15,10 @@ VERSION = "1.19.0"  # of the server that it does as
 
 
 class Routes:
-    """What answers calls from an engine. `api_key`: what calls must bring along; "": nothing."""
+    """What answers calls from an engine. `api_key`: what calls must bring along; "": nothing. `version`: what it says it is."""
 
-    def __init__(self, engine: Engine, api_key: str = "") -> None:
-        self._engine, self._api_key = engine, api_key
+    def __init__(self, engine: Engine, api_key: str = "", version: str = VERSION) -> None:
+        self._api_key, self._version = api_key, version
         self._whole: Mapping[tuple[str, str], Callable[[Any], Any]] = {
             ("GET", "/collections"): lambda _: engine.collections(),
             ("GET", "/aliases"): lambda _: engine.aliases(),
@@ -49,7 +49,7 @@ class Routes:
             words = "Invalid API key or JWT" if "api-key" in call.headers else "Must provide an API key"
             return Answer(401, words.encode(), "text/plain")
         if call.path == "/":
-            return Answer(200, json.dumps({"title": "fake qdrant", "version": VERSION}).encode())
+            return Answer(200, json.dumps({"title": "fake qdrant", "version": self._version}).encode())
         try:
             body = json.loads(call.body) if call.body else {}
             result = self._result(call, body)

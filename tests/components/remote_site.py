@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from qdrant_client import QdrantClient
+from qdrant_client import QdrantClient, models
 
 from bench.fake_embedder import FakeEmbedder, FakeReranker
 from bench.fake_qdrant.running import FakeQdrant
@@ -97,17 +97,21 @@ class Site:
     def fill(self, made_by: FakeEmbedder = OLD, *, alias: bool = True, texts: Mapping[PointId, str] = TEXTS) -> Site:
         """Make the first version: under the alias, or else under the name itself."""
         real = f"{self.name}__v1" if alias else self.name
-        self.direct.create(real, made_by.size)
+        self._create(real, made_by.size)
         if alias:
-            self.direct.set_alias(self.name, real)
+            pointed = models.CreateAlias(collection_name=real, alias_name=self.name)
+            self.application.update_collection_aliases([models.CreateAliasOperation(create_alias=pointed)])
         self.write(texts)
         return self
+
+    def _create(self, name: str, size: int) -> None:
+        self.application.create_collection(name, models.VectorParams(size=size, distance=models.Distance.COSINE))
 
     def fill_swapped(self) -> Site:
         """Make two versions, as a swap leaves them: the second is served, the first kept for an hour."""
         self.fill()
         real = f"{self.name}__v2"
-        self.direct.create(real, NEW.size)
+        self._create(real, NEW.size)
         self.write(TEXTS, real)
         self.direct.swap(f"{self.name}__v1", real, kept_as=kept_alias(self.name, NOW + 3600), rename_to="")
         return self
@@ -122,11 +126,16 @@ class Site:
 
     def write(self, texts: Mapping[PointId, str], to: str = "") -> None:
         """Write with the model that the collection has, as an application with a client of its own does."""
-        self.direct.upsert(to or self.name, self.points(texts, to))
+        structs = [
+            models.PointStruct(id=one.id, vector=np.frombuffer(one.vector or b"", "<f4").tolist(), payload=one.payload)
+            for one in self.points(texts, to)
+        ]
+        self.application.upsert(to or self.name, structs, wait=True)
         self.texts |= texts
 
     def points(self, texts: Mapping[PointId, str], to: str = "") -> list[Point]:
-        embedder = OLD if self.direct.info(to or self.name).vector_size == OLD.size else NEW
+        size = self.application.get_collection(to or self.name).config.params.vectors.size
+        embedder = OLD if size == OLD.size else NEW
         maker = Maker(embedder.name, embedder.revision)
         rows = zip(texts.items(), embedder.embed(list(texts.values())), strict=True)
         return [
@@ -135,7 +144,7 @@ class Site:
         ]
 
     def delete(self, *ids: PointId, of: str = "") -> None:
-        self.direct.delete(of or self.name, ids)
+        self.application.delete(of or self.name, models.PointIdsList(points=list(ids)), wait=True)
         for one in ids:
             self.texts.pop(one, None)
 

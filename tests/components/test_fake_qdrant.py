@@ -272,14 +272,16 @@ def test_what_it_does_not_know_is_refused_and_not_passed_over(client: QdrantClie
 
 
 def test_what_was_written_survives_a_killed_server_and_is_told_to_none_without_the_key(tmp_path: Path) -> None:
-    with running("--folder", str(tmp_path), "--api-key", "right") as server:
+    with running("--folder", str(tmp_path), "--api-key", "right", "--version", "1.16.3") as server:
         first = client_at(server.url, api_key="right")
         first.create_collection("kept", models.VectorParams(size=SIZE, distance=models.Distance.DOT))
         first.upsert("kept", [point(1, "one")], wait=True)
         first.update_collection_aliases([create("name", "kept")])
         server.kill()
         server.start()
-        assert held(client_at(server.url, api_key="right"), "name") == {1: ("one", 1.0)}
+        second = client_at(server.url, api_key="right")
+        assert held(second, "name") == {1: ("one", 1.0)}
+        assert second.info().version == "1.16.3"
         for headers in ({}, {"api-key": "wrong"}):
             assert httpx.get(f"{server.url}/collections", headers=headers).status_code == 401
 
