@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -121,7 +122,7 @@ def test_a_collection_whose_sparse_vectors_nobody_knows_is_searched_by_the_dense
     assert ZINC not in [hit.id for hit in found(tools)[1]]
 
 
-def test_a_result_of_both_searches_is_checked_by_both(tmp_path: Any) -> None:
+def test_a_result_of_both_searches_is_checked_by_both(tmp_path: Path) -> None:
     client = qdrant()
     tools = tools_of(client)
     assert how(tools.store, "c", tools.settings) == "dense vectors and 'words' by BM25 (english), fused by RRF"
@@ -137,3 +138,35 @@ def test_a_result_of_both_searches_is_checked_by_both(tmp_path: Any) -> None:
     assert jobs[0] in gone
     reader.close()
     store.close()
+
+
+def test_qdrants_own_engine_answers_the_same_request_alike(tmp_path: Path) -> None:
+    """The client's local mode is a copy in Python; the engine is what a server runs."""
+    import qdrant_edge as edge
+
+    client = qdrant()
+    store, blind = QdrantStore(client), FakeEmbedder("model", SIZE)
+    blind.is_blind = True
+    encoder, _ = store.sparse_encoder("c", "text")
+    assert encoder is not None
+    vectors, row = blind.embed(["zinc mice"]), encoder.encode("zinc mice")
+    (wanted,) = store.search_hybrid("c", vectors, [row], using="words", fusion="rrf", limit=10)
+    config = edge.EdgeConfig(
+        vectors={"dense": edge.EdgeVectorParams(size=SIZE, distance=edge.Distance.Cosine)},
+        sparse_vectors={"words": edge.EdgeSparseVectorParams(modifier=edge.Modifier.Idf)},
+    )
+    shard = edge.EdgeShard.create(str(tmp_path), config)
+    for one in client.scroll("c", limit=100, with_vectors=True)[0]:
+        held: Any = one.vector
+        words = edge.SparseVector(held["words"].indices, held["words"].values)
+        point = edge.Point(one.id, {"dense": held["dense"], "words": words}, one.payload)
+        shard.update(edge.UpdateOperation.upsert_points([point]))
+    dense = edge.Query.Nearest(vectors[0].tolist(), using="dense")
+    by_words = edge.Query.Nearest(edge.SparseVector(list(row.indices), list(row.values)), using="words")
+    both = [edge.Prefetch(10, query=dense), edge.Prefetch(10, query=by_words)]
+    fused = edge.Prefetch(10, query=edge.Fusion.Rrf(2), prefetches=both)
+    request = edge.QueryRequest(10, query=dense, prefetches=[fused])
+    (answer,) = shard.query_batch(edge.QueryBatchRequest([request]))
+    assert answer[0].id == wanted[0].id == ZINC
+    assert np.allclose([one.score for one in answer], [hit.score for hit in wanted], atol=1e-5)
+    shard.close()

@@ -12,7 +12,8 @@ import pytest
 from morgan.background.data import documents
 from morgan.background.ipc import calls
 from morgan.background.ipc.client import expect
-from tests.components.test_models import tiny_embedder
+from morgan.background.workers.reranker import CrossEncoderReranker
+from tests.components.test_models import tiny_bert, tiny_embedder
 
 from .daemons import Daemon
 
@@ -29,13 +30,15 @@ def said(daemon: Daemon, words: str, times: int = 1) -> bool | None:
 @pytest.mark.timeout(400)
 def test_a_graph_is_made_beside_the_work_and_used_from_then_on(tmp_path: Path, make_daemon: MakeDaemon) -> None:
     reference = tiny_embedder(tmp_path)
-    daemon = make_daemon({"MORGAN_MODEL_NAME": reference.settings.name, "MORGAN_MODEL_LOADER": "fast"}).start()
+    cross_encoder = tiny_bert(tmp_path / "cross-encoder", labels=1)
+    env = {"MORGAN_MODEL_NAME": reference.settings.name, "MORGAN_MODEL_LOADER": "fast"}
+    daemon = make_daemon(env | {"MORGAN_RERANKER_CROSS_ENCODER": cross_encoder}).start()
     some = documents()[:12]
     daemon.client.create_collection("docs", 32)
     flat = [1.0] + [0.0] * 31
     daemon.client.upsert("docs", [{"id": d["id"], "vector": flat, "payload": dict(d)} for d in some])
-    daemon.until(lambda _: said(daemon, ADOPTED))
-    assert list((daemon.state / "graphs").glob("*.onnx"))
+    daemon.until(lambda _: said(daemon, ADOPTED, 2))
+    assert len(list((daemon.state / "graphs").glob("*.onnx"))) == 2
     assert daemon.run("reindex", "docs")["documents_embedded"] == 12
     points = daemon.points("docs")
     found = np.stack([np.frombuffer(points[d["id"]][1] or b"", dtype="<f4") for d in some])
@@ -43,13 +46,20 @@ def test_a_graph_is_made_beside_the_work_and_used_from_then_on(tmp_path: Path, m
     answer = expect(calls.Embedded, daemon.client.call(calls.Embed(texts=("zinc",))))
     assert np.allclose(np.frombuffer(answer.vectors, dtype="<f4"), reference.embed(["zinc"])[0], atol=1e-5)
 
+    daemon.run("rerank", "docs", queries=["zinc"])
+    daemon.until(lambda _: said(daemon, "the fast path of cross-encoder"))
+    held = daemon.client.reader.get("zinc", "docs")
+    assert held is not None
+    plain = CrossEncoderReranker(cross_encoder).score("zinc", held.contents, held.scores)
+    assert np.allclose(held.rerank_scores, plain, atol=1e-6)
+
     # the next service has it from the start, and no vector is made again
     daemon.stop()
     uses = daemon.log.read_text().count(USED)
     daemon.start()
     daemon.until(lambda _: said(daemon, USED, uses + 1))
     assert daemon.run("reindex", "docs")["documents_embedded"] == 0
-    assert daemon.log.read_text().count(ADOPTED) == 1
+    assert daemon.log.read_text().count(ADOPTED) == 2
 
 
 @pytest.mark.timeout(400)
