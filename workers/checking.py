@@ -65,3 +65,13 @@ def still_holds(found: CachedResult, hits: Sequence[Hit], depth: int, text_field
         and str(hit.payload.get(text_field, "")) == content
         for point_id, score, content in zip(found.ids, found.scores.tolist(), found.contents, strict=True)
     )
+
+
+def has_better(query: QueryJob, collection: str, candidates: Sequence[Hit], tools: Tools) -> bool:
+    """Say whether the cache has a reranked result of a query that still holds: one that is not must not replace it."""
+    held, settings = tools.cached(query.text, collection), tools.settings
+    return (
+        held is not None
+        and len(held.rerank_scores) > 0
+        and still_holds(held, candidates, settings.rerank.candidates, settings.model.text_field)
+    )

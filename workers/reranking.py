@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from ..ipc.records import ComputedResult, Hit, Measure, QueryJob, TaskProgress
 from .candidates import how
-from .checking import AT_ONCE, outdated, still_holds
+from .checking import AT_ONCE, has_better, outdated
 from .fingerprint import fingerprint
 from .in_place import eta_s
 from .quality import is_judged, measured, ndcg
@@ -108,7 +108,7 @@ def _computed(
         if query.text in problems:
             at.unreranked += 1
             at.problem = problems[query.text]
-            if _has_better(query, collection, candidates, tools):
+            if has_better(query, collection, candidates, tools):
                 at.kept += 1
                 continue
         results.append(result)
@@ -120,16 +120,6 @@ def _computed(
             at.before_sum += ndcg(_ids(candidates)[: settings.top_k], query.judgments, K)
             at.after_sum += ndcg(result.ids, query.judgments, K)
     return tuple(results), tuple(measures)
-
-
-def _has_better(query: QueryJob, collection: str, candidates: Sequence[Hit], tools: Tools) -> bool:
-    """Say whether the cache has a reranked result of a query that still holds: one that is not must not replace it."""
-    held = tools.cached(query.text, collection)
-    return (
-        held is not None
-        and len(held.rerank_scores) > 0
-        and still_holds(held, candidates, tools.settings.rerank.candidates, tools.settings.model.text_field)
-    )
 
 
 def warm(job: Job, tools: Tools) -> Steps:

@@ -34,6 +34,7 @@ from .supervisor.journal import Journal
 from .supervisor.requests import Requests
 from .supervisor.state import Action, SendCommand, SendReply
 from .workers.changes import looked_up
+from .workers.checking import has_better
 from .workers.learned_reranker import Rerankers
 from .workers.loop import TaskWorker
 from .workers.models import SentenceTransformerEmbedder, load_embedder
@@ -219,18 +220,20 @@ class InlineLane:
             raise InvalidArgument("a search needs a text that is not empty and a limit of at least 1")
         with self._run_lock, self._opened():
             problems: list[str] = []
-            ((_, result, _),) = compute(
-                [QueryJob(text=text)],
+            tools, job = self._tools_now(), QueryJob(text=text)
+            ((_, result, candidates),) = compute(
+                [job],
                 collection,
-                self._tools_now(),
+                tools,
                 limit=limit,
                 candidates=settings.candidates,
                 is_reranked=True,
                 told=lambda _, problem: problems.append(problem),
             )
+            is_kept = bool(problems) and has_better(job, collection, candidates, tools)
         with self._lock:
             self._core.reranked(problems[0] if problems else None)
-            if result is not None:
+            if result is not None and not is_kept:
                 self._core.publish([result], time.time(), is_asked_for=True)
         return result
 
