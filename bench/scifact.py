@@ -47,12 +47,15 @@ def shipped(limit: int) -> Corpus:
     return Corpus("the part of SciFact that ships with the package", chosen, claims)
 
 
-def whole(folder: Path | None, start: Path) -> Corpus:
-    """Return SciFact with its test claims, from `folder`, else from FOLDER beside or above `start`. Raises MissingInput."""
+def whole(folder: Path | None, start: Path, split: str = "test") -> Corpus:
+    """Return SciFact with the claims of a split, test or train, from `folder`, else from FOLDER beside or above `start`.
+
+    Raises MissingInput.
+    """
     found = folder or find_above(start, FOLDER)
     if found is None:
         raise MissingInput(f"no folder {FOLDER} in {start} or above it. {GET_IT}")
-    if absent := [name for name in FILES if not (found / name).is_file()]:
+    if absent := [name for name in (*FILES, f"qrels/{split}.tsv") if not (found / name).is_file()]:
         raise MissingInput(f"{found} has no {', no '.join(absent)}. {GET_IT}")
     corpus: list[Document] = [
         {
@@ -65,10 +68,10 @@ def whole(folder: Path | None, start: Path) -> Corpus:
     ]
     texts = {row["_id"]: row["text"] for row in map(json.loads, _lines(found / "queries.jsonl"))}
     judgments: dict[str, dict[str, float]] = {}
-    for row in csv.DictReader(_lines(found / "qrels" / "test.tsv"), delimiter="\t"):
+    for row in csv.DictReader(_lines(found / "qrels" / f"{split}.tsv"), delimiter="\t"):
         judgments.setdefault(row["query-id"], {})[row["corpus-id"]] = float(row["score"])
     claims: list[Query] = [{"text": texts[name], "judgments": grades} for name, grades in judgments.items()]
-    return Corpus("SciFact, test claims", corpus, claims)
+    return Corpus(f"SciFact, {split} claims", corpus, claims)
 
 
 def _lines(path: Path) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -22,16 +23,26 @@ from .task import Embedder, Floats, Reranker
 
 log = logging.getLogger(__name__)
 
+READ = 20  # candidates that a cross-encoder reads
 VIEWS = ("dense", "late interaction", "BM25", "cross-encoder")
 DEFAULT_WEIGHTS = (0.7, 0.7, 0.7, 0.0)
 """Where a fit begins: equal ones, as LateInteractionReranker has them. 0.7: what their z-scores have to be multiplied by
 for the softmax over candidates to be as sharp as judgments say; the order does not depend on it."""
 
 
-class Views:
-    """Computes the views of a query's candidates. `cross` is None where there is no cross-encoder: its row is zeroes."""
+class Similar(Protocol):
+    """See LateInteractionReranker."""
 
-    def __init__(self, late: LateInteractionReranker, cross: Reranker | None, max_words: int) -> None:
+    def similarity(self, query: str, texts: Sequence[str], pace: Callable[[], None] | None = None) -> Floats: ...
+
+
+class Views:
+    """Computes the views of a query's candidates. `cross` is None where there is no cross-encoder: its row is zeroes.
+
+    The cross-encoder reads the READ candidates that the other views like best; the others get the least of its scores.
+    """
+
+    def __init__(self, late: Similar, cross: Reranker | None, max_words: int) -> None:
         self._late, self._cross, self._max_words = late, cross, max_words
 
     def columns(
@@ -43,11 +54,15 @@ class Views:
             self._late.similarity(query, texts, pace),
             bm25(query, texts),
         ]
-        if self._cross is None:
-            rows.append(np.zeros(len(texts)))
-        else:
-            rows.append(self._cross.score(query, excerpts(query, texts, self._max_words), dense_scores, pace=pace))
-        return np.array(rows, dtype=np.float64).reshape(len(VIEWS), len(texts))
+        others = np.array(rows, dtype=np.float64).reshape(len(rows), len(texts))
+        scores = np.zeros(len(texts))
+        if self._cross is not None and len(texts):
+            best = np.argsort(-fused(others, (1.0, 1.0, 1.0)), kind="stable")[:READ]
+            shown = excerpts(query, texts, self._max_words)
+            found = self._cross.score(query, [shown[row] for row in best], dense_scores[best], pace=pace)
+            scores[:] = found.min()
+            scores[best] = found
+        return np.vstack([others, scores])
 
 
 class LearnedReranker:

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from ..ipc.records import TaskProgress
-from .cases import Case, Part, gathered, judged, part_of
+from .cases import Case, Part, beginnings, gathered, judged, part_of
 from .changes import anything, names_of
 from .fingerprint import fingerprint
 from .fusion import Matrix, fit_weights
@@ -76,7 +76,7 @@ def learn(job: Job, tools: Tools) -> Steps:
     settings = tools.settings.learning
     info = tools.store.info(job.collection)
     if not settings.folder:
-        return _skipped(job, "no folder to keep a reranker in: this service has no state directory")
+        return _skipped(job, tools, "no folder to keep a reranker in: this service has no state directory")
     shelf = Shelf(Path(settings.folder), job.collection)
     if job.params.get("undo"):
         return (yield from _undo(job, tools, shelf))
@@ -85,6 +85,7 @@ def learn(job: Job, tools: Tools) -> Steps:
     if len(queries) < settings.min_judged or not all(counts.values()):
         return _skipped(
             job,
+            tools,
             f"{len(queries)} queries have a relevant document, {settings.min_judged} are needed: record_feedback tells"
             " which documents of a result are relevant (docs/usage.md); learning.min_judged is how many",
         )
@@ -101,7 +102,7 @@ def learn(job: Job, tools: Tools) -> Steps:
     )
     parts = {part: [case for case in cases if part_of(case.query.text) is part] for part in Part}
     if not all(parts.values()):
-        return _skipped(job, "searches for the judged queries find nothing")
+        return _skipped(job, tools, "searches for the judged queries find nothing")
     at = msgspec.convert(job.checkpoint or {}, Checkpoint)
     attempt = _Attempt(job, tools, shelf, shelf.begin(job.task_id), at, tools.clock())
     plan = Plan(epochs=settings.epochs)
@@ -115,8 +116,15 @@ def learn(job: Job, tools: Tools) -> Steps:
     return (yield from _decide(attempt, parts, plan, steps, gain))
 
 
-def _skipped(job: Job, reason: str) -> Outcome:
-    result = {"success": True, "collection_name": job.collection, "reason": reason, "adopted": False}
+def _skipped(job: Job, tools: Tools, reason: str) -> Outcome:
+    name = tools.reranking(job.collection).name
+    result = {
+        "success": True,
+        "collection_name": job.collection,
+        "reason": reason,
+        "adopted": False,
+        "reranker": name,
+    }
     return Outcome(result=result, is_skipped=True)
 
 
@@ -126,11 +134,12 @@ def _train(attempt: _Attempt, cases: Sequence[Case], plan: Plan) -> Generator[St
     examples = [one for case in cases for one in case.examples(plan.max_words)]
     if len(examples) < settings.learning.train_from:
         return 0
+    warm_up = beginnings(cases, plan.warm_up_examples, plan.max_words)
     state = attempt.making / "state.pt"
     if attempt.at.is_trained and attempt.model_folder.is_dir():
-        return plan.steps(len(examples))
+        return plan.steps(len(examples), len(warm_up))
     base = settings.rerank.cross_encoder or tools.searching(attempt.job.collection).name
-    training = Training(CrossEncoderModel(base, plan.seed), examples, plan)
+    training = Training(CrossEncoderModel(base, plan.seed), examples, plan, warm_up=warm_up)
     training.restore(state)
     first, began_at, saved = training.step, tools.clock(), training.step
     try:

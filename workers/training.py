@@ -1,7 +1,7 @@
 """Owns one training of a reranker: a loss over groups of one query, optimizer steps that are paced, state on disk.
 
-    examples ─▶ order by seed ─▶ groups of a query: one relevant text, others ─▶ loss, backward, pace ─▶ optimizer step
-                                                                                  state file ◀─ save, restore ─┘
+    warm-up, examples ─▶ order by seed ─▶ groups of a query: one relevant text, others ─▶ loss, backward, pace ─▶ optimizer step
+                                                                                           state file ◀─ save, restore ─┘
 
 Knows neither tasks nor collections: see learning.py, and bench/train_reranker.py. What it comes to depends on the seed, the
 examples and the plan alone, also where it was cut off and went on: chance is drawn anew from the seed in every step.
@@ -38,18 +38,20 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     epochs: int = 2  # times that every relevant text is seen
     queries: int = 8  # of an optimizer step
     others: int = 3  # texts beside the relevant one, in a group
-    hard: int = 20  # of a query's other texts, the nearest first, that those are drawn from; one in four from all
-    max_words: int = 85  # of a text that the model reads (excerpts.py)
-    max_tokens: int = 160  # of query and text together
-    learning_rate: float = 3e-5
+    easy: int = 1  # of them, drawn from all others of the query; the rest from the nearest
+    hard: int = 20  # how many are the nearest
+    warm_up_examples: int = 320  # that it is shown first: beginnings of documents, and what follows (cases.py)
+    max_words: int = 60  # of a text that the model reads (excerpts.py)
+    max_tokens: int = 128  # of query and text together
+    learning_rate: float = 5e-5
     head_rate: float = 5e-4  # of weights that begin at random
     frozen_layers: int = 2  # of the encoder, from below; its embeddings are frozen always
     warm_up: float = 0.1  # of the steps
     weight_decay: float = 0.01
 
-    def steps(self, examples: int) -> int:
-        """Return of how many optimizer steps a training on so many examples is."""
-        return max(self.epochs * examples // self.queries, 1)
+    def steps(self, examples: int, warm_up: int = 0) -> int:
+        """Return of how many optimizer steps a training on so many examples is, after so many to warm up."""
+        return max((warm_up + self.epochs * examples) // self.queries, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +98,22 @@ class Trainable(Protocol):
 class Training:
     """See the module. `threads` of torch; raises ValueError where there is no example."""
 
-    def __init__(self, model: Trainable, examples: Sequence[Example], plan: Plan, threads: int = 1) -> None:
+    def __init__(
+        self,
+        model: Trainable,
+        examples: Sequence[Example],
+        plan: Plan,
+        threads: int = 1,
+        warm_up: Sequence[Example] = (),
+    ) -> None:
+        """`warm_up` examples are shown first, once and in their order."""
         import torch
 
         if not examples:
             raise ValueError("a training needs an example")
         self.model, self._examples, self._plan, self._threads = model, tuple(examples), plan, threads
-        self.step, self.steps = 0, plan.steps(len(examples))
+        self._warm_up = tuple(warm_up)
+        self.step, self.steps = 0, plan.steps(len(examples), len(warm_up))
         embeddings, layers = model.layers()
         for module in (embeddings, *layers[: plan.frozen_layers]):
             module.requires_grad_(False)
@@ -142,23 +153,27 @@ class Training:
 
     def _groups(self, step: int) -> list[tuple[str, list[str]]]:
         """Return the groups of a step: the query, and texts of which the first is the relevant one."""
-        plan, count = self._plan, len(self._examples)
         groups = []
-        for place in range(step * plan.queries, (step + 1) * plan.queries):
-            order = list(range(count))
-            random.Random(f"{plan.seed} {place // count}").shuffle(order)
-            example = self._examples[order[place % count]]
+        for place in range(step * self._plan.queries, (step + 1) * self._plan.queries):
+            example = self._example(place)
             groups.append((example.query, [example.relevant, *self._others(example, place)]))
         return groups
 
+    def _example(self, place: int) -> Example:
+        if place < len(self._warm_up):
+            return self._warm_up[place]
+        epoch, place = divmod(place - len(self._warm_up), len(self._examples))
+        order = list(range(len(self._examples)))
+        random.Random(f"{self._plan.seed} {epoch}").shuffle(order)
+        return self._examples[order[place]]
+
     def _others(self, example: Example, place: int) -> list[str]:
-        """Draw the other texts: from the nearest, one in four from all, which keeps what is plainly wrong low too."""
+        """Draw the other texts: most from the nearest, some from all, which keeps what is plainly wrong low too."""
         draw = random.Random(f"{self._plan.seed} others {place}")
-        hard, every = list(example.others[: self._plan.hard]), list(example.others)
-        wanted = min(self._plan.others, len(every))
-        chosen = draw.sample(hard, min(wanted - wanted // 4, len(hard)))
-        rest = [text for text in every if text not in chosen]
-        return chosen + draw.sample(rest, min(wanted - len(chosen), len(rest)))
+        hard = list(example.others[: self._plan.hard])
+        chosen = draw.sample(hard, min(self._plan.others - self._plan.easy, len(hard)))
+        rest = [text for text in example.others if text not in chosen]
+        return chosen + draw.sample(rest, min(self._plan.others - len(chosen), len(rest)))
 
     def _seed(self, step: int, group: int) -> int:
         return (self._plan.seed * 1_000_003 + step) * 1009 + group
@@ -214,6 +229,6 @@ class Training:
     @property
     def _fingerprint(self) -> str:
         """Say what a state is of: it fits no other plan, examples or model."""
-        parts = [repr(self._plan), *(f"{one.query}\0{one.relevant}" for one in self._examples)]
+        parts = [repr(self._plan), *(f"{one.query}\0{one.relevant}" for one in (*self._warm_up, *self._examples))]
         parts += [f"{name} {tuple(one.shape)}" for name, one in self._trained.items()]
         return fingerprint("\n".join(parts))
