@@ -33,6 +33,7 @@ from .remote_calls import (
     AT_ONCE,
     BATCH,
     CREATE,
+    DELETE,
     DROP,
     IN_TURN,
     KINDS,
@@ -351,6 +352,24 @@ def test_adopt_alias_that_was_cut_off_is_done_by_the_next_call(make_site: MakeSi
     site.fake.release()
     assert site.direct.info(site.name).name == f"{site.name}__v1"
     assert len(site.versions()) == 1
+    site.check()
+
+
+def test_adopt_alias_brings_what_is_written_while_it_copies_through_failing_reads(site: Site) -> None:
+    site.fill(NEW, alias=False)
+
+    to_come = iter(([fault(Kind.LOST, DELETE)], [fault(Kind.CUT, call) for call in READS]))
+
+    def copied(done: int, total: int) -> None:
+        """Once in each attempt: have it find differences, and fail."""
+        if (faults := next(to_come, None)) is not None:
+            site.write({1: f"written before {len(faults)} faults", 100: "added"})
+            site.delete(2 + len(site.failures))
+            site.fake.strike(*faults)
+
+    again_until_done(site, partial(adopt_alias, site.store, site.name, copied))
+    assert len(site.failures) >= 4
+    assert site.served() == "v1"
     site.check()
 
 

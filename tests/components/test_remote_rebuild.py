@@ -226,7 +226,6 @@ def test_what_a_server_does_only_after_the_swap_is_not_done_to_newer_writes(
     site.check(but_for=(10,) if call == UPSERT else ())
 
 
-@pytest.mark.xfail(strict=True, reason="what is named as being built is dropped before the next one, served or not")
 def test_a_name_of_a_version_being_built_that_comes_late_does_not_have_the_served_one_dropped(
     make_site: MakeSite,
 ) -> None:
