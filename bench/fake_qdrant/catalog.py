@@ -20,7 +20,7 @@ OPTIMIZERS = {
 }
 WAL = {"wal_capacity_mb": 32, "wal_segments_ahead": 0}
 PARAMS = {"shard_number": 1, "replication_factor": 1, "write_consistency_factor": 1, "on_disk_payload": True}
-DIFFS = ("hnsw_config", "optimizers_config", "quantization_config")
+DIFFS = ("hnsw_config", "optimizers_config", "quantization_config", "strict_mode_config")
 IN_ANSWER = {"optimizers_config": "optimizer_config"}  # a configuration's name where it is set, and where it is shown
 
 
@@ -68,8 +68,9 @@ class Catalog:
             "optimizer_config": OPTIMIZERS | _said(body.get("optimizers_config")),
             "wal_config": WAL,
         }
-        if body.get("quantization_config") is not None:
-            config["quantization_config"] = body["quantization_config"]
+        for part in ("quantization_config", "strict_mode_config"):
+            if body.get(part) is not None:
+                config[part] = body[part]
         self.collections[name] = Collection(folder, config)
         self.save()
         return self.collections[name]

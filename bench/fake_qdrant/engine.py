@@ -16,11 +16,12 @@ from typing import Any
 import qdrant_edge as edge
 
 from .catalog import Catalog, Collection
-from .native import MODES, filter_of, id_of, plain_id, plain_record, point_of, query_of, vector_of
+from .native import MODES, fields_of, filter_of, id_of, plain_id, plain_record, point_of, query_of, vector_of
 from .refusal import Refusal, known, not_found, unknown, wrong
 
 DONE = {"operation_id": 0, "status": "completed"}
 OF_NO_USE = ("shard_key", "ordering")  # null, or of a cluster
+STRICT = ("unindexed_filtering_update", "unindexed_filtering_retrieve")
 _update = edge.UpdateOperation
 
 
@@ -83,8 +84,9 @@ class Engine:
         known(
             body,
             *("vectors", "sparse_vectors", "shard_number", "replication_factor", "write_consistency_factor"),
-            *("on_disk_payload", "hnsw_config", "optimizers_config", "quantization_config"),
+            *("on_disk_payload", "hnsw_config", "optimizers_config", "quantization_config", "strict_mode_config"),
         )
+        known(body.get("strict_mode_config") or {}, "enabled", *STRICT)
         with self._lock:
             held = self._catalog.add(name, uuid.uuid4().hex, body)
             try:
@@ -136,6 +138,7 @@ class Engine:
     def delete(self, name: str, body: Mapping[str, Any]) -> Any:
         known(body, "points", "filter", *OF_NO_USE)
         if body.get("filter") is not None:
+            self._check_filter(name, body["filter"], STRICT[0])
             return self._change(name, _update.delete_points_by_filter(filter_of(body["filter"])))
         return self._change(name, _update.delete_points([id_of(one) for one in body["points"]]))
 
@@ -143,6 +146,7 @@ class Engine:
         known(body, "payload", "points", "filter", "key", *OF_NO_USE)
         payload, key = body["payload"], body.get("key")
         if body.get("filter") is not None:
+            self._check_filter(name, body["filter"], STRICT[0])
             return self._change(name, _update.set_payload_by_filter(filter_of(body["filter"]), payload, key))
         return self._change(name, _update.set_payload([id_of(one) for one in body["points"]], payload, key))
 
@@ -154,13 +158,13 @@ class Engine:
             "set_payload": self.set_payload,
             "update_vectors": self.update_vectors,
         }
-        done = []
-        for operation in known(body, "operations")["operations"]:
-            ((kind, given),) = operation.items()
+        operations = [next(iter(one.items())) for one in known(body, "operations")["operations"]]
+        for kind, given in operations:
             if kind not in kinds:
                 raise unknown(f"the operation {kind!r}")
-            done.append(kinds[kind](name, given))
-        return done
+            if kind in ("delete", "set_payload"):
+                self._check_filter(name, given.get("filter"), STRICT[0])
+        return [kinds[kind](name, given) for kind, given in operations]
 
     def retrieve(self, name: str, body: Mapping[str, Any]) -> Any:
         known(body, "ids", "with_payload", "with_vector", "shard_key")
@@ -175,6 +179,7 @@ class Engine:
 
     def scroll(self, name: str, body: Mapping[str, Any]) -> Any:
         known(body, "offset", "limit", "filter", "with_payload", "with_vector", "shard_key")
+        self._check_filter(name, body.get("filter"), STRICT[1])
         offset = body.get("offset")
         with self._lock:
             shard, _ = self._open(name)
@@ -197,6 +202,8 @@ class Engine:
 
     def query_batch(self, name: str, body: Mapping[str, Any]) -> Any:
         requests = [query_of(one) for one in known(body, "searches")["searches"]]
+        for one in body["searches"]:
+            self._check_filter(name, one.get("filter"), STRICT[1])
         with self._lock:
             shard, _ = self._open(name)
             try:
@@ -207,6 +214,7 @@ class Engine:
 
     def count(self, name: str, body: Mapping[str, Any]) -> Any:
         known(body, "exact", "filter", "shard_key")
+        self._check_filter(name, body.get("filter"), STRICT[1])
         with self._lock:
             shard, _ = self._open(name)
             return {"count": shard.count(edge.CountRequest(exact=True, filter=filter_of(body.get("filter"))))}
@@ -222,6 +230,21 @@ class Engine:
         if real not in self._shards:
             self._shards[real] = edge.EdgeShard.load(str(self._path(held)))
         return self._shards[real], held
+
+    def _check_filter(self, name: str, given: Mapping[str, Any] | None, rule: str) -> None:
+        """Raise Refusal for a field without an index where strict mode forbids it. The condition of an update is exempt."""
+        if given is None:
+            return
+        with self._lock:
+            shard, held = self._open(name)
+            strict = held.config.get("strict_mode_config") or {}
+            if strict.get("enabled") and strict.get(rule) is False:
+                for field in sorted(fields_of(given) - set(shard.info().payload_schema)):
+                    raise Refusal(
+                        400,
+                        f'Bad request: Index required but not found for "{field}" of one of the following types: [keyword].'
+                        " Help: Create an index for this key or use a different filter.",
+                    )
 
     def _change(self, name: str, operation: Any) -> Any:
         with self._lock:

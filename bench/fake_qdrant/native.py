@@ -79,6 +79,15 @@ def filter_of(given: Mapping[str, Any] | None) -> Any:
     return edge.Filter(**{part: [_condition(one) for one in _several(given[part])] for part in given if given[part]})
 
 
+def fields_of(given: Mapping[str, Any] | None) -> set[str]:
+    """Return the payload fields that a filter looks at."""
+    found: set[str] = set()
+    for part in ("must", "should", "must_not"):
+        for one in _several((given or {}).get(part) or []):
+            found |= {one["key"]} if one.get("key") is not None else fields_of(one)
+    return found
+
+
 def _several(conditions: Any) -> list[Any]:
     return conditions if isinstance(conditions, list) else [conditions]
 

@@ -28,6 +28,9 @@ from morgan.background.workers.versions import kept_alias
 
 OLD, NEW = FakeEmbedder("old", 16), FakeEmbedder("new", 24)
 TEXTS = {number: f"document {number} on topic {number % 7}" for number in range(12)}
+STRICT = models.StrictModeConfig(enabled=True, unindexed_filtering_update=False, unindexed_filtering_retrieve=False)
+"""As collections of Qdrant Cloud have it."""
+
 SETTINGS = WorkerSettings(
     model=ModelSettings(name="new"),
     scroll_size=6,
@@ -89,6 +92,7 @@ class Site:
             models=models,
             reached=self._reached,
         )
+        self.strict: models.StrictModeConfig | None = None  # of collections that the application makes
         self.texts: dict[PointId, str] = {}
         self.problems: list[str] = []
         self.failures: list[str] = []  # of attempts
@@ -105,7 +109,8 @@ class Site:
         return self
 
     def _create(self, name: str, size: int) -> None:
-        self.application.create_collection(name, models.VectorParams(size=size, distance=models.Distance.COSINE))
+        params = models.VectorParams(size=size, distance=models.Distance.COSINE)
+        self.application.create_collection(name, params, strict_mode_config=self.strict)
 
     def fill_swapped(self) -> Site:
         """Make two versions, as a swap leaves them: the second is served, the first kept for an hour."""

@@ -235,6 +235,34 @@ def test_named_and_sparse_vectors_come_back_as_they_were(qdrant: QdrantClient, n
     qdrant.delete_collection(made)
 
 
+def test_strict_mode_refuses_to_change_by_a_field_without_an_index_but_for_the_condition_of_an_update(
+    qdrant: QdrantClient, name: str
+) -> None:
+    if not qdrant.init_options.get("url"):
+        return  # local mode has none
+    made = f"{name}_strict"
+    strict = models.StrictModeConfig(enabled=True, unindexed_filtering_update=False, unindexed_filtering_retrieve=False)
+    params = models.VectorParams(size=SIZE, distance=models.Distance.DOT)
+    qdrant.create_collection(made, params, strict_mode_config=strict)
+    qdrant.upsert(made, [point(1, "one"), point(2, "two")], wait=True)
+    setting = models.SetPayload(payload={"a": 1}, filter=has_text("one"))
+    for call in (
+        lambda: qdrant.delete(made, models.FilterSelector(filter=has_text("one"))),
+        lambda: qdrant.batch_update_points(made, [models.SetPayloadOperation(set_payload=setting)]),
+        lambda: qdrant.scroll(made, scroll_filter=models.Filter(must=[ids_of(1), has_text("one")])),
+    ):
+        assert refused(call) == 400
+    qdrant.upsert(made, [point(1, "new"), point(2, "new")], wait=True, update_filter=has_text("one"))
+    qdrant.update_vectors(
+        made, [models.PointVectors(id=2, vector=[3.0, 0, 0, 0])], wait=True, update_filter=has_text("two")
+    )
+    assert held(qdrant, made) == {1: ("new", 1.0), 2: ("two", 3.0)}
+    qdrant.create_payload_index(made, "text", models.PayloadSchemaType.KEYWORD, wait=True)
+    qdrant.delete(made, models.FilterSelector(filter=has_text("two")), wait=True)
+    assert set(held(qdrant, made)) == {1}
+    qdrant.delete_collection(made)
+
+
 # --- what local mode cannot show ------------------------------------------------------------------------------------
 
 

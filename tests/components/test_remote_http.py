@@ -43,7 +43,7 @@ from .remote_calls import (
     VECTORS,
     fault,
 )
-from .remote_site import NEW, NOW, OLD, TEXTS, Site
+from .remote_site import NEW, NOW, OLD, STRICT, TEXTS, Site
 
 MakeSite = Callable[..., Site]
 
@@ -276,6 +276,13 @@ def test_a_write_in_place_that_comes_late_does_not_undo_the_applications(
     site.between = go_on
     site.run()
     assert site.failures
+    site.check()
+
+
+@pytest.mark.xfail(strict=True, reason="stamps are set by a filter over the text, which has no index")
+def test_a_reindex_in_place_is_done_under_strict_mode(site: Site) -> None:
+    site.strict = STRICT
+    stale(site).run()
     site.check()
 
 

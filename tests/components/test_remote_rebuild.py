@@ -31,7 +31,7 @@ from .remote_calls import (
     UPSERT,
     fault,
 )
-from .remote_site import NEW, OLD, TEXTS, Site
+from .remote_site import NEW, OLD, STRICT, TEXTS, Site
 
 MakeSite = Callable[..., Site]
 
@@ -224,6 +224,19 @@ def test_what_a_server_does_only_after_the_swap_is_not_done_to_newer_writes(
     site.run(without_gate=True)
     # what was deleted since cannot be told from what was never there: the one race of late requests that remains
     site.check(but_for=(10,) if call == UPSERT else ())
+
+
+@pytest.mark.xfail(strict=True, reason="what was deleted late is deleted by a filter over the mark, which has no index")
+def test_a_rebuild_is_done_under_strict_mode(site: Site) -> None:
+    site.strict = STRICT
+    busy(site.fill(), created=partial(strict_as_well, site))
+    site.run(without_gate=True)
+    site.check()
+
+
+def strict_as_well(site: Site) -> None:
+    """Have the version that is being built under strict mode, as where it is the default."""
+    site.application.update_collection(f"{site.name}__v2", strict_mode_config=STRICT)
 
 
 def test_a_name_of_a_version_being_built_that_comes_late_does_not_have_the_served_one_dropped(
