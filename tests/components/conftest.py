@@ -29,6 +29,16 @@ def fake() -> Iterator[FakeQdrant]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def client(fake: FakeQdrant) -> Iterator[QdrantClient]:
+    """A client of the fake server, which its faults strike."""
+    from .qdrant_servers import client_at
+
+    found = client_at(fake.url)
+    yield found
+    found.close()
+
+
 @pytest.fixture(scope="session", params=["fake", *(["server"] if os.environ.get("QDRANT_URL") else [])])
 def server(request: pytest.FixtureRequest) -> Iterator[FakeQdrant]:
     """A server whose calls can be struck: the fake one, or a real one behind the fake one's faults."""
