@@ -171,6 +171,13 @@ class Policy:
             return True
         return bool(self._main) and self._value(key, now) > self._value(self._least(now), now)
 
+    def worth(self, keys: Iterable[str], now: float) -> set[str]:
+        """Return those of `keys` that `is_worth` says of: with one look at what would leave for all of them."""
+        if len(self) < self._capacity or self._expired(now, "") is not None:
+            return set(keys)
+        least = self._value(self._least(now), now) if self._main else math.inf
+        return {key for key in keys if key in self or self._value(key, now) > least}
+
     # --- which one leaves ---------------------------------------------------------------------------------------------
 
     def _value(self, key: str, now: float) -> float:

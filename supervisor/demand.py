@@ -39,11 +39,21 @@ class _Sample:
     features: Features
 
 
-def features(evidence: Evidence) -> Features:
-    """Return 1, the logarithms of age and counts on a scale around 0..1, and the half products of all pairs of them."""
+def base_features(evidence: Evidence) -> tuple[float, float, float, float]:
+    """Return the logarithms of age and counts, on a scale around 0..1."""
     log2 = math.log2
-    a = (log2(1 + min(evidence.age_s, OLDEST_S) / 60) - 8) / 3  # 8: four hours in minutes
-    b, c, d = (log2(LEAST_COUNT + count) / 2 for count in evidence.decayed)
+    b, c, d = evidence.decayed
+    return (
+        (log2(1 + min(evidence.age_s, OLDEST_S) / 60) - 8) / 3,  # 8: four hours in minutes
+        log2(LEAST_COUNT + b) / 2,
+        log2(LEAST_COUNT + c) / 2,
+        log2(LEAST_COUNT + d) / 2,
+    )
+
+
+def features(evidence: Evidence) -> Features:
+    """Return 1, the base features, and the half products of all pairs of them."""
+    a, b, c, d = base_features(evidence)
     halves = (a / 2, b / 2, c / 2, d / 2)
     p, q, r, s = halves
     return (1.0, a, b, c, d, a * p, a * q, a * r, a * s, b * q, b * r, b * s, c * r, c * s, d * s)

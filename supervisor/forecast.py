@@ -19,11 +19,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from . import demand
+from .demand import base_features
 from .popularity import DAY_S, Evidence
 
-BASE = 5  # of the features of demand.py: 1, the age and the counts
-# For those, then for the logarithm of the swing. Fitted to web07 and to synthetic streams other than bench warm's.
+# For 1, the age and the counts as in demand.py, and the logarithm of the swing. Fitted to web07 and to synthetic streams
+# other than bench warm's.
 PRIOR = (-3.8, -0.4, 0.45, 0.65, 0.1, 0.4)
 DOUBT = 0.05  # variance of each weight at the start: some hundred outcomes move them
 FORGET = 0.0001  # of what is known, a step
@@ -68,7 +68,7 @@ def swing(evidence: Evidence, usual: Day, at: float) -> float:
 
 
 def features(evidence: Evidence, usual: Day, at: float) -> Features:
-    return (*demand.features(evidence)[:BASE], math.log(swing(evidence, usual, at)))
+    return (1.0, *base_features(evidence), math.log(swing(evidence, usual, at)))
 
 
 class Forecast:

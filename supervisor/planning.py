@@ -28,6 +28,7 @@ class Candidate:
     asks: float  # expected within the horizon
     covered: float = 0.0  # share of the horizon in which a result that holds is there anyhow, 0..1
     cost_s: float | None = None  # CPU seconds; None or not above 0: not measured
+    lost: float = 0.0  # asks expected of the result that leaves the store for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,11 @@ def gain(asks: float, covered: float, refill: float = 1.0) -> float:
     """
     open_asks = max(asks, 0.0) * min(max(1 - covered, 0.0), 1.0)
     return refill * -math.expm1(-open_asks) + (1 - refill) * open_asks
+
+
+def net_gain(one: Candidate, refill: float = 1.0) -> float:
+    """Return the gain of a candidate's result, less that of the one that leaves for it."""
+    return gain(one.asks, one.covered, refill) - gain(one.lost, 0.0, refill)
 
 
 def costs(candidates: Sequence[Candidate]) -> list[float]:
@@ -87,7 +93,7 @@ def plan(
     """
     held = [one for one in candidates if most.get(one.collection, 0) > 0]
     found = [
-        Choice(one.text, one.collection, gain(one.asks, one.covered, refill), cost_s)
+        Choice(one.text, one.collection, net_gain(one, refill), cost_s)
         for one, cost_s in zip(held, costs(held), strict=True)
     ]
     found = [one for one in found if one.gain > 0 and (budget_s is None or one.cost_s <= budget_s)]

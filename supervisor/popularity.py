@@ -83,7 +83,8 @@ class _Query:
         return self.once * kept, self.twice * kept
 
     def evidence(self, now: float) -> Evidence:
-        return Evidence(max(now - self.last_at, 0.0), tuple(self.counts(now)), self.day(now))
+        """Return all but the day: an eviction looks at many, and the day is not asked for there."""
+        return Evidence(max(now - self.last_at, 0.0), tuple(self.counts(now)))
 
     def add(self, count: int, now: float) -> None:
         once, twice = self.day(now)
@@ -160,7 +161,7 @@ class Popularity:
         return query.response_s / query.timed if query is not None and query.timed else None
 
     def evidence(self, key: str, now: float) -> Evidence:
-        """Return what speaks for the query being asked again; NOTHING for one never seen or forgotten."""
+        """Return what speaks for the query being asked again, but not its day; NOTHING for one never seen or forgotten."""
         query = self._queries.get(key)
         return NOTHING if query is None else query.evidence(now)
 
@@ -168,7 +169,8 @@ class Popularity:
         """Yield the queries seen at least `least` times that can be computed here: without a filter or a tenant."""
         for query in self._queries.values():
             if query.count >= least and not query.scope:
-                yield Asked(query.key, query.text, query.collection, query.evidence(now), query.cost_s)
+                evidence = Evidence(max(now - query.last_at, 0.0), tuple(query.counts(now)), query.day(now))
+                yield Asked(query.key, query.text, query.collection, evidence, query.cost_s)
 
     def note_cost(self, key: str, cost_s: float) -> None:
         """Remember the CPU seconds that a query's result took."""

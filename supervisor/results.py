@@ -6,7 +6,7 @@ The store itself is ipc/store.py; which results a change can alter is affected.p
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -202,6 +202,14 @@ class ResultKeeper:
     def is_worth(self, text: str, collection: str, now: float) -> bool:
         """Say whether a result nobody waits for would be kept, so that none is computed in vain."""
         return self.admission.is_worth(query_hash(text, collection, ""), now)
+
+    def leaves_next(self, now: float) -> str | None:
+        """Return the hash of the entry that leaves for the next new one; None while there is room."""
+        return self.admission.victim(now) if len(self.admission) >= self.policy.max_entries else None
+
+    def worth(self, keys: Iterable[str], now: float) -> set[str]:
+        """Return the query hashes of which `is_worth` is so."""
+        return self.admission.worth(keys, now)
 
     # --- out ----------------------------------------------------------------------------------------------------------
 

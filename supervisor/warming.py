@@ -19,7 +19,7 @@ from ..ipc.entry import EntryInfo
 from ..ipc.records import QueryRecord, TaskRecord, TaskType
 from . import cadence, planning
 from .cadence import Cadence, Looked
-from .forecast import Features, Forecast, features, usual_day
+from .forecast import Day, Features, Forecast, features, usual_day
 from .planning import Candidate, Choice
 from .popularity import Asked, Popularity
 from .results import ResultKeeper
@@ -49,6 +49,7 @@ class _Foreseen:
     known: Features
     rate: float  # asks an hour
     covered: float
+    lost: float  # asks an hour of the entry that leaves for it
 
 
 class Warming:
@@ -112,7 +113,7 @@ class Warming:
         is_new_only = record.task_type is TaskType.WARM and not record.params.get("force_refresh")
         held = {entry.key_hash: entry for entry in self._keeper.store.entries()}
         asked = list(self._popularity.asked(now, least))
-        foreseen = self._foreseen(asked, name, now, horizon_s, held if is_new_only else {})
+        foreseen = self._foreseen(asked, name, now, horizon_s, held, is_new_only=is_new_only)
         self.forecast.watch([(one.asked.key, one.known) for one in foreseen], now)
         own = self._worth(foreseen, limit, now)
         candidates = [_candidate(one, horizon_s) for one in own]
@@ -144,24 +145,41 @@ class Warming:
         return Plan(queries, _affordable(others, left_s, held.values(), name), found_cadence)
 
     def _foreseen(
-        self, asked: Iterable[Asked], name: str, now: float, horizon_s: float, held: Mapping[str, EntryInfo]
+        self,
+        asked: Iterable[Asked],
+        name: str,
+        now: float,
+        horizon_s: float,
+        held: Mapping[str, EntryInfo],
+        *,
+        is_new_only: bool = True,
     ) -> list[_Foreseen]:
-        """Return the queries of a collection that lack a result for a part of the horizon."""
+        """Return the queries of a collection that lack a result for a part of the horizon, or (not `is_new_only`) all."""
         of_name = [one for one in asked if one.collection == name]
         usual = usual_day(one.evidence for one in of_name)
         middle = now + horizon_s / 2
+        lost = self._rate_of_leaving(usual, middle, now)
         found = []
         for one in of_name:
-            covered = _covered(held.get(one.key), now, horizon_s)
+            covered = _covered(held.get(one.key), now, horizon_s) if is_new_only else 0.0
             if covered < 1:
                 known = features(one.evidence, usual, middle)
-                found.append(_Foreseen(one, known, self.forecast.rate(known), covered))
+                rate = self.forecast.rate(known)
+                found.append(_Foreseen(one, known, rate, covered, 0.0 if one.key in held else lost))
         return found
+
+    def _rate_of_leaving(self, usual: Day, at: float, now: float) -> float:
+        """Return the asks an hour of the entry that leaves a full store for the next one; 0 while there is room."""
+        key = self._keeper.leaves_next(now)
+        if key is None:
+            return 0.0
+        return self.forecast.rate(features(self._popularity.evidence(key, now), usual, at))
 
     def _worth(self, found: Sequence[_Foreseen], limit: int, now: float) -> list[_Foreseen]:
         """Return the best of them whose result a full store would keep."""
         best = _best(found, CONSIDERED * limit)
-        return [one for one in best if self._keeper.is_worth(one.asked.text, one.asked.collection, now)]
+        worth = self._keeper.worth((one.asked.key for one in best), now)
+        return [one for one in best if one.asked.key in worth]
 
 
 def _looked(
@@ -169,7 +187,7 @@ def _looked(
 ) -> Looked:
     """Return what the collection lacks in hits an hour, and what of that the plan leaves."""
     taken = {one.text for one in chosen}
-    gains = [(one.asked.text in taken, planning.gain(one.rate, one.covered, refill)) for one in own]
+    gains = [(one.asked.text in taken, max(planning.net_gain(_candidate(one, HOUR_S), refill), 0.0)) for one in own]
     left = [gain for is_taken, gain in gains if not is_taken]
     lacking = math.fsum(gain for _, gain in gains)
     return Looked(now, lacking, math.fsum(left), math.fsum(heapq.nlargest(limit, left)), full_s)
@@ -186,7 +204,8 @@ def _affordable(stale: Sequence[str], left_s: float | None, held: Iterable[Entry
 
 def _candidate(one: _Foreseen, horizon_s: float) -> Candidate:
     asked = one.asked
-    return Candidate(asked.text, asked.collection, one.rate * horizon_s / HOUR_S, one.covered, asked.cost_s)
+    hours = horizon_s / HOUR_S
+    return Candidate(asked.text, asked.collection, one.rate * hours, one.covered, asked.cost_s, one.lost * hours)
 
 
 def _best(found: Sequence[_Foreseen], count: int) -> list[_Foreseen]:

@@ -105,6 +105,7 @@ def test_what_was_precomputed_is_kept_only_if_it_is_worth_more_than_the_least_en
     for times, gone, is_worth in ((1, None, False), (5, keys[0], True)):
         key = asked(popularity, f"asked {times} times", times, HOUR_S)
         assert policy.is_worth(key, HOUR_S) is is_worth
+        assert policy.worth([key, keys[1]], HOUR_S) == {key, keys[1]} - (set() if is_worth else {key})
         assert policy.admit_precomputed(key, HOUR_S) == (gone or key)
         assert (key in policy) is is_worth
 

@@ -28,14 +28,14 @@ number = st.floats(0, 1e6)
 place = st.complex_numbers(max_magnitude=1)
 
 
-def asked_at(*hours: float, days: int = 30) -> tuple[Popularity, str, float]:
-    """Return the counts of a query that is asked at these hours every day."""
-    popularity = Popularity()
-    key = ""
+def asked_at(*hours: float, days: int = 30) -> tuple[Evidence, float]:
+    """Return what is known of a query that is asked at these hours every day, and the time of it."""
+    popularity, now = Popularity(), START + days * DAY_S
     for day in range(days):
         for hour in hours:
-            key = popularity.track("q", "docs", "", 0.0, START + day * DAY_S + hour * HOUR_S)
-    return popularity, key, START + days * DAY_S
+            popularity.track("q", "docs", "", 0.0, START + day * DAY_S + hour * HOUR_S)
+    (found,) = popularity.asked(now, 1)
+    return found.evidence, now
 
 
 @given(number, st.tuples(number, number, number), place, place, st.floats(0, 1e10))
@@ -50,8 +50,7 @@ def test_a_rate_and_a_swing_are_finite_and_above_nothing(
 
 
 def test_what_is_asked_in_the_morning_swings_up_then_and_down_in_the_evening() -> None:
-    popularity, key, now = asked_at(7.5, 8, 8.5)
-    evidence = popularity.evidence(key, now)
+    evidence, now = asked_at(7.5, 8, 8.5)
     flat = (0j, 0j)
     assert swing(evidence, flat, now + 8 * HOUR_S) > 3
     assert swing(evidence, flat, now + 20 * HOUR_S) < 0.3
@@ -59,21 +58,19 @@ def test_what_is_asked_in_the_morning_swings_up_then_and_down_in_the_evening() -
 
 
 def test_two_peaks_a_day_are_told_from_the_time_between_them() -> None:
-    popularity, key, now = asked_at(8, 20)
-    evidence = popularity.evidence(key, now)
+    evidence, now = asked_at(8, 20)
     at = {hour: swing(evidence, (0j, 0j), now + hour * HOUR_S) for hour in (2, 8, 14, 20)}
     assert min(at[8], at[20]) > 1.8
     assert max(at[2], at[14]) < 0.2
 
 
 def test_a_query_that_was_never_asked_has_the_day_of_its_collection_and_a_flat_one_none() -> None:
-    popularity, key, now = asked_at(8)
+    evidence, now = asked_at(8)
     new = Evidence(0.0, (0.0, 0.0, 0.0))
-    usual = usual_day([popularity.evidence(key, now), new])
+    usual = usual_day([evidence, new])
     assert swing(new, usual, now + 8 * HOUR_S) > 3
     assert swing(new, usual_day([new]), now) == 1.0
-    popularity, key, now = asked_at(*range(24))
-    evidence = popularity.evidence(key, now)
+    evidence, now = asked_at(*range(24))
     assert all(swing(evidence, (0j, 0j), now + h * HOUR_S) == pytest.approx(1, abs=0.1) for h in range(24))
 
 

@@ -124,6 +124,16 @@ def test_a_result_that_holds_throughout_is_not_computed_and_one_that_expires_cou
     assert gain(1.0, 0.75) == pytest.approx(gain(0.25, 0.0))
 
 
+def test_a_result_for_which_a_better_one_leaves_is_not_computed() -> None:
+    full = [
+        Candidate("worse", "docs", 0.2, cost_s=0.1, lost=0.3),
+        Candidate("better", "docs", 0.9, cost_s=5.0, lost=0.3),
+    ]
+    (chosen,) = plan(full, None, {"docs": ANY})
+    assert chosen.text == "better"
+    assert chosen.gain == pytest.approx(gain(0.9, 0.0) - gain(0.3, 0.0))
+
+
 def test_where_misses_refill_the_store_the_first_ask_is_all_that_is_saved() -> None:
     assert gain(100.0, 0.0) == pytest.approx(1.0)
     assert gain(100.0, 0.0, refill=0.0) == pytest.approx(100.0)
