@@ -84,6 +84,10 @@ class Similar:
         """Drop the evidence of a collection: its vectors may be another model's from now on."""
         self._certificates.pop(collection, None)
 
+    def rows(self, collection: str) -> list[dict[str, float]]:
+        """Return the evidence of a collection, a map for each bin of cosines: see Certificate.rows."""
+        return self._certificates.get(collection, Certificate()).rows()
+
     def report(self) -> dict[str, Any]:
         """Return what `status` shows. `bound` is the ledger's; `certified_from` the lowest safe cosine, by collection."""
         rate, ledger = self.ledger.rate, self.ledger

@@ -126,6 +126,19 @@ def test_an_alias_takes_no_entrys_place_and_its_hits_keep_its_entry(
     assert held(keeper) == {"asked 2", "alias of the least", "asked 4", "asked 5", "wanted"}
 
 
+def test_an_alias_that_has_other_rows_now_and_is_not_worth_a_record_is_gone(
+    keeper: ResultKeeper, popularity: Popularity
+) -> None:
+    for n in range(CAPACITY):
+        popularity.add(f"entry {n}", "docs", "", 5, NOW)
+        keeper.put(computed(f"entry {n}", 40 * n, ids=(n, 50)), NOW, is_asked_for=False)
+    keeper.put(computed("alias", 1, ids=(0, 50)), NOW, is_asked_for=False)
+    assert aliases(keeper) == {"alias": "entry 0"}
+    keeper.put(computed("alias", 1, ids=(0, 51)), NOW, is_asked_for=False)
+    assert held(keeper) == {f"entry {n}" for n in range(CAPACITY)}
+    assert keeper.take_void() == {query_hash("alias", "docs")}
+
+
 def test_an_entry_that_leaves_takes_its_aliases_along(keeper: ResultKeeper, popularity: Popularity) -> None:
     for n in range(CAPACITY):
         keeper.put(computed(f"entry {n}", 40 * n, ids=(n, 50)), NOW, is_asked_for=False)

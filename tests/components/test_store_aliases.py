@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import sys
@@ -214,8 +215,9 @@ def test_an_alias_goes_with_its_entry_its_generation_and_its_own_expiry(store: R
     assert store.size_bytes == 0
 
 
-def test_an_alias_of_a_record_that_is_not_the_one_it_was_made_of_is_a_miss(store: ResultStore) -> None:
+def test_an_alias_of_a_record_that_is_not_the_one_it_was_made_of_is_a_miss(path: Path) -> None:
     """What a reader would meet if the blocks of the shared record were another's: the checksum is the alias's own."""
+    store = ResultStore(path, capacity=CAPACITY)
     put(store, "entry")
     assert lean(store, "alias", "entry")
     _, blocks, offset = layout.unpack_pointer(entry(store, "entry").pointer)
@@ -225,6 +227,24 @@ def test_an_alias_of_a_record_that_is_not_the_one_it_was_made_of_is_a_miss(store
         file.seek(offset)
         file.write(other)
     assert (read(store.path, "entry"), read(store.path, "alias")) == ((9, "a"), None)
+    store.close()
+    store = ResultStore(path, capacity=CAPACITY)
+    assert store.rebuilt_because is None
+    assert [one.query_text for one in store.entries()] == ["entry"]
+    store.close()
+
+
+def test_an_alias_is_of_its_collections_generation(path: Path) -> None:
+    """As a writer leaves it that was killed between the word that invalidates a collection and the removals."""
+    store = ResultStore(path, capacity=CAPACITY)
+    put(store, "entry")
+    assert lean(store, "alias", "entry")
+    store._words[layout.generation_word(0)] += 1
+    assert (read(path, "entry"), read(path, "alias")) == (None, None)
+    store.close()
+    store = ResultStore(path, capacity=CAPACITY)
+    assert (store.rebuilt_because, len(store)) == (None, 0)
+    store.close()
 
 
 def test_aliases_outlive_growth_restart_another_capacity_and_a_snapshot(path: Path, tmp_path: Path) -> None:
@@ -337,6 +357,76 @@ def test_a_writer_killed_at_any_line_leaves_an_alias_that_is_right_or_a_miss(tmp
             break
         line += 1 if line < 60 else 97  # past what is written first: moving a file is a loop over its slots
     assert line > 15
+
+
+# --- read while it is written ------------------------------------------------------------------------------------------
+
+WRITES = 3000
+
+
+def write_number(store: ResultStore, number: int) -> None:
+    match number % 8:
+        case 1 | 5:
+            lean(store, "alias", "entry", number, rows_at(number))
+        case 3:
+            store.make_stale("entry", "docs", "", 0.0)
+        case 7:
+            store._compact(0) if number % 64 == 63 else store.make_stale("alias", "docs", "", 1.0)
+        case _:
+            put(store, "entry", number, rows_at(number))
+
+
+def rows_at(number: int) -> str:
+    return "ab"[number // 24 % 2]
+
+
+def states() -> list[dict[str, tuple[int, str] | None]]:
+    """Return what each text gives after each write."""
+    found: list[dict[str, tuple[int, str] | None]] = [{"entry": None, "alias": None}]
+    for number in range(1, WRITES + 1):
+        now, rows = dict(found[-1]), rows_at(number)
+        if number % 8 in (1, 5):
+            if now["entry"] is not None and now["entry"][1] == rows:
+                now["alias"] = number, rows
+        elif number % 8 not in (3, 7):
+            now["entry"] = number, rows
+            if now["alias"] is not None and now["alias"][1] != rows:
+                now["alias"] = None
+        found.append(now)
+    return found
+
+
+def test_no_lookup_under_writes_at_full_speed_is_torn_stale_or_missing(path: Path) -> None:
+    after = states()
+    ResultStore(path, capacity=CAPACITY).close()
+    words = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("Q")  # the write begun last, and the one that was done last
+    pid = os.fork()
+    if not pid:
+        try:
+            store = ResultStore(path, capacity=CAPACITY)
+            for number in range(2, WRITES + 1):  # the first would be an alias of nothing
+                words[0] = number
+                write_number(store, number)
+                words[1] = number
+            os._exit(0)
+        finally:
+            os._exit(1)
+    reader, found, turn = ResultReader(path), {"hits": 0, "misses": 0}, 0
+    while words[1] < WRITES:
+        text = "alias" if turn // 3 % 3 else "entry"  # three in a row: from the file, kept, from the kept copy
+        turn += 1
+        low = words[1]
+        result = seen(reader.get(text, "docs"))
+        high = words[0]
+        assert result in [after[number][text] for number in range(low, high + 1)]
+        found["misses" if result is None else "hits"] += 1
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            break
+    else:
+        assert os.waitpid(pid, 0)[1] == 0
+    assert words[1] == WRITES
+    assert found["hits"] > 1000
+    assert found["misses"] > 10
 
 
 # --- histories ---------------------------------------------------------------------------------------------------------
