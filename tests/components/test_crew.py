@@ -173,7 +173,14 @@ print(json.dumps([sorted(threads) == sorted(tasks), procfs.courtesy(os.getpid())
 
 
 def test_its_threads_have_the_courtesy_and_the_cpus_of_the_process_that_starts_them() -> None:
-    done = subprocess.run([sys.executable, "-c", COURTEOUS], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", COURTEOUS],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        start_new_session=True,  # the autogroup that is niced is of the whole session
+    )
     assert done.returncode == 0, done.stderr  # it ends, and its threads with it
     are_all, words, cpus, places = json.loads(done.stdout)
     assert are_all

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,20 @@ def test_it_is_paced_between_sub_batches_and_knows_empty_calls(make: Callable[..
     assert len(paces) >= 2
     assert embedder.embed([]).shape == (0, 32)
     assert embedder.token_vectors([]) == []
+
+
+def test_several_threads_give_the_vectors_of_one_with_either_loader(make: Callable[..., Handover]) -> None:
+    embedder = make()
+    adopted(embedder)
+    texts, paces = TEXTS * 6, list[int]()
+    for one in (embedder.reference, embedder):
+        one.batches.watch(lambda: False, lambda: 1)
+        alone = one.embed(texts, pace=lambda: None)
+        one.batches.watch(lambda: False, lambda: 3)
+        together = one.embed(texts, pace=lambda: paces.append(threading.get_ident()))
+        assert np.allclose(together, alone, atol=1e-5)
+    assert set(paces) == {threading.get_ident()}
+    assert sum(one.name.startswith("compute-") for one in threading.enumerate()) >= 2
 
 
 ELSEWHERE = """

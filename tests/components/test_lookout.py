@@ -316,3 +316,38 @@ def test_a_process_is_moved_with_the_threads_that_it_starts_meanwhile() -> None:
                     found.append(os.sched_getaffinity(thread))
             assert all(at == {cpu} for at in found)
         one.kill()
+
+
+def test_a_worker_has_as_many_cpus_as_threads_and_is_told_so(bench: Bench) -> None:
+    cpus = bench.pool.cpus
+
+    def places() -> set[frozenset[int]]:
+        return {frozenset(os.sched_getaffinity(thread)) for thread in procfs.threads(bench.process.pid)}
+
+    assert bench.board.threads(TASKS) == 1
+    bench.look_out.spread(bench.workers, lambda _: 256)  # not more than there are
+    assert bench.board.threads(TASKS) == len(cpus)
+    assert places() == {frozenset(cpus)}
+    bench.look_out.spread(bench.workers, lambda _: 1)
+    assert bench.board.threads(TASKS) == 1
+    assert places() == {frozenset(cpus[-1:])}
+
+
+def test_a_worker_on_two_cpus_is_stopped_for_what_it_uses_of_the_second_and_not_one_with_a_forced_task(
+    bench: Bench,
+) -> None:
+    if len(bench.pool.cpus) < 2:
+        pytest.skip("needs two CPUs")
+    bench.board.set_duty(TASKS, 1500)
+    bench.look_out.spread(bench.workers, lambda _: 2)
+    worker = bench.workers[TASKS]
+    worker.is_forced = True
+    for _ in range(10):
+        bench.second(used_s=2.0, granted_s=1.5)
+    assert not bench.process.is_stopped
+    worker.is_forced = False
+    for _ in range(10):
+        if bench.process.is_stopped:
+            break
+        bench.second(used_s=2.0, granted_s=1.5)
+    assert bench.is_stopped
