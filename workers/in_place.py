@@ -1,11 +1,15 @@
 """Owns the re-index in place: embed the points whose text, model or revision is not what their stamp says. Resumable.
 
 page of points ─▶ stale ones ─▶ embed ─▶ rewrite those whose text is still the same ─▶ checkpoint ─▶ next page
+
+Reading and writing overlap with embedding: see pipeline.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -15,9 +19,10 @@ from ..ipc.errors import TextFieldNotFound
 from ..ipc.records import CollectionInfo, Point, PointId, QueryJob, TaskProgress
 from .changes import written
 from .fingerprint import fingerprint, is_stamped
+from .pipeline import Piece, piece_size, pieces, takes_threads
 from .quality import is_judged, ndcg
 from .task import Job, Outcome, Step, Steps, Tools
-from .texts import Maker, note_fields, sort
+from .texts import Maker, Page, note_fields, sort
 from .vectors import Rewrite
 
 K = 10
@@ -48,7 +53,7 @@ def refresh(job: Job, tools: Tools, info: CollectionInfo, maker: Maker, at: InPl
 
     Raises TextFieldNotFound where no point has the field.
     """
-    store, model = tools.store, tools.settings.model
+    model = tools.settings.model
     judged = [query for query in job.queries if is_judged(query.judgments)]
     judged_for = _name_of(judged)
     began_at, elapsed_before_s, seen_before = tools.clock(), at.elapsed_s, at.seen
@@ -58,39 +63,33 @@ def refresh(job: Job, tools: Tools, info: CollectionInfo, maker: Maker, at: InPl
         yield Step(TaskProgress(done=at.seen, total=info.points, note="measured"), msgspec.to_builtins(at))
     embedding_since = tools.clock()  # the measurement says nothing of how long the rest takes
     fields: dict[str, int] = {}
-    while not at.is_through:
-        tools.pace()
-        changed: tuple[PointsChanged, ...] = ()
-        points, at_next = store.scroll(job.collection, after=at.after, limit=tools.settings.scroll_size)
-        page = sort(points, model.text_field, maker, is_rebuild=at.is_rebuild)
-        note_fields(fields, points)
-        at.without_text += len(page.bare)
-        at.unchanged += len(page.texts) - len(page.stale)
-        stale = to_embed(page.stale, is_adopting=at.is_adopting)
-        embedded = {point.id for point in stale}
-        if adopted := [one for one in page.stale if one.id not in embedded]:
-            at.adopted += store.rewrite(job.collection, [_rewrite(p, page.texts, None, tools, maker) for p in adopted])
-        if stale:
-            vectors = tools.embedder.embed([page.texts[point.id] for point in stale], pace=tools.pace)
-            rewrites = [_rewrite(p, page.texts, v, tools, maker) for p, v in zip(stale, vectors, strict=True)]
-            applied = store.rewrite(job.collection, rewrites)
-            rewritten = [Point(id=point.id, vector=v.tobytes()) for point, v in zip(stale, vectors, strict=True)]
-            changed = (written(info, rewritten, is_soft=True),)
+    with closing(_through(job, tools, maker, at)) as through:
+        while not at.is_through:
+            piece = next(through)
+            made, adopted, applied = piece.done
+            changed: tuple[PointsChanged, ...] = ()
+            note_fields(fields, piece.points)
+            at.without_text += len(made.page.bare)
+            at.unchanged += len(made.page.texts) - len(made.page.stale)
+            at.adopted += adopted
             at.embedded += applied
-            at.changed_meanwhile += len(rewrites) - applied
-        at.seen += len(points)
-        now = tools.clock()
-        at.after, at.is_through, at.elapsed_s = at_next, at_next is None, elapsed_before_s + now - began_at
-        yield Step(
-            TaskProgress(
-                done=at.seen,
-                total=max(info.points, at.seen),
-                note="embedding what changed",
-                eta_s=eta_s(now - embedding_since, at.seen - seen_before, info.points - at.seen),
-            ),
-            msgspec.to_builtins(at),
-            changes=changed,
-        )
+            at.changed_meanwhile += len(made.embedded) - applied
+            if made.embedded:
+                vectors = [(one.id, one.vector) for one in made.embedded if one.vector is not None]
+                changed = (written(info, [Point(id=i, vector=v.tobytes()) for i, v in vectors], is_soft=True),)
+            at.seen += len(piece.points)
+            now = tools.clock()
+            at.after, at.is_through, at.elapsed_s = piece.after, piece.after is None, elapsed_before_s + now - began_at
+            yield Step(
+                TaskProgress(
+                    done=at.seen,
+                    total=max(info.points, at.seen),
+                    note="embedding what changed",
+                    eta_s=eta_s(now - embedding_since, at.seen - seen_before, info.points - at.seen),
+                ),
+                msgspec.to_builtins(at),
+                changes=changed,
+            )
     if at.seen and at.without_text == at.seen:
         raise TextFieldNotFound(no_text(job.collection, model.text_field, fields))
     after = None
@@ -105,6 +104,46 @@ def refresh(job: Job, tools: Tools, info: CollectionInfo, maker: Maker, at: InPl
         before_score=at.before,
         after_score=after,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A piece that is ready to be written."""
+
+    page: Page
+    adopted: list[Rewrite]  # of which the stamp alone is missing
+    embedded: list[Rewrite]
+
+
+def _through(job: Job, tools: Tools, maker: Maker, at: InPlace) -> Generator[Piece[tuple[_Made, int, int]], None, None]:
+    """Yield each piece from where it stands, once it is written, with how many points were adopted and rewritten."""
+    store, size = tools.store, piece_size(tools.store, tools.settings.scroll_size)
+
+    def read(after: PointId | None) -> tuple[list[Point], PointId | None]:
+        return store.scroll(job.collection, after=after, limit=size)
+
+    def make(points: Sequence[Point]) -> _Made:
+        tools.pace()
+        return _made(points, tools, maker, at)
+
+    def write(made: _Made) -> tuple[_Made, int, int]:
+        adopted = store.rewrite(job.collection, made.adopted) if made.adopted else 0
+        return made, adopted, store.rewrite(job.collection, made.embedded) if made.embedded else 0
+
+    return pieces(read, make, write, at.after, is_overlapping=takes_threads(store))
+
+
+def _made(points: Sequence[Point], tools: Tools, maker: Maker, at: InPlace) -> _Made:
+    """Embed what is stale of `points`."""
+    page = sort(points, tools.settings.model.text_field, maker, is_rebuild=at.is_rebuild)
+    stale = to_embed(page.stale, is_adopting=at.is_adopting)
+    embedded = {point.id for point in stale}
+    adopted = [_rewrite(one, page.texts, None, tools, maker) for one in page.stale if one.id not in embedded]
+    rewrites: list[Rewrite] = []
+    if stale:
+        vectors = tools.embedder.embed([page.texts[point.id] for point in stale], pace=tools.pace)
+        rewrites = [_rewrite(one, page.texts, v, tools, maker) for one, v in zip(stale, vectors, strict=True)]
+    return _Made(page, adopted, rewrites)
 
 
 def to_embed(stale: Sequence[Point], *, is_adopting: bool) -> list[Point]:

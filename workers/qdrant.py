@@ -76,6 +76,7 @@ class QdrantStore:
     def __init__(self, client: Any, *, where: str = "the given client", is_own: bool = False) -> None:
         self._client, self.where, self._is_own = client, where, is_own
         self._encoders: dict[tuple[str, str], tuple[float, tuple[SparseEncoder | None, str]]] = {}
+        self.takes_threads = is_own  # then it is one of a server, over HTTP: a live one may be anything
 
     def _names(self) -> list[str]:
         names = [one.name for one in self._client.get_collections().collections]

@@ -20,6 +20,7 @@ class RemoteStore:
     """A VectorStore in the owner's process. Raises StoreUnavailable where the owner does not answer in time."""
 
     can_rename = True
+    takes_threads = True  # see ipc/exchange.py
 
     def __init__(self, socket: Path, timeout_s: float) -> None:
         self._exchange = Exchange(socket, wire.answers, timeout_s)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from enum import StrEnum
 from typing import Any
 
@@ -27,6 +28,7 @@ from .in_place import eta_s, no_text
 from .judging import compared
 from .known import KnownIds
 from .lending import Lending, build_index
+from .pipeline import Piece, piece_size, pieces, takes_threads
 from .rollback import drop_expired, own_payload
 from .task import Job, Outcome, Step, Steps, Tools
 from .texts import Maker, note_fields, sort, text_of
@@ -197,23 +199,35 @@ class _Rebuild:
 
     def build(self) -> Generator[Step, None, None]:
         at, fields = self.at, dict[str, int]()
-        while True:
-            self.tools.pace()
-            points, at_next = self.store.scroll(at.source, after=at.after, limit=self.tools.settings.scroll_size)
-            note_fields(fields, points)
-            at.embedded += self._copy(points, is_paced=True)
-            at.without_text += sum(text_of(point, self.field) is None for point in points)
-            at.seen += len(points)
-            at.after = at_next
-            self.tools.reached("copied")
-            if at_next is None:
-                break
-            yield self.step(f"building {at.target}")
+        with closing(self._pieces()) as built:
+            for piece in built:
+                note_fields(fields, piece.points)
+                at.embedded += piece.done
+                at.without_text += sum(text_of(point, self.field) is None for point in piece.points)
+                at.seen += len(piece.points)
+                at.after = piece.after
+                self.tools.reached("copied")
+                if at.after is not None:
+                    yield self.step(f"building {at.target}")
         if at.seen and at.without_text == at.seen:
             self.store.drop(at.target)
             raise TextFieldNotFound(no_text(self.job.collection, self.field, fields))
         at.phase = Phase.INDEX
         yield self.step(f"{at.target} is built")
+
+    def _pieces(self) -> Generator[Piece[int], None, None]:
+        """Copy from where the build stands: yield each piece of the old version once it is in the new one."""
+        store, source = self.store, self.at.source
+        size = piece_size(store, self.tools.settings.scroll_size)
+
+        def make(points: Sequence[Point]) -> tuple[list[Rewrite], list[PointId]]:
+            self.tools.pace()
+            return self._rewrites(points, is_paced=True)
+
+        def read(after: PointId | None) -> tuple[list[Point], PointId | None]:
+            return store.scroll(source, after=after, limit=size)
+
+        return pieces(read, make, self._put, self.at.after, is_overlapping=takes_threads(store))
 
     def index(self) -> Generator[Step, None, None]:
         """Build the graph of an embedded collection in this process: it holds the interpreter, and nobody else's then."""
@@ -381,8 +395,10 @@ class _Rebuild:
 
     def _copy(self, points: Sequence[Point], *, is_paced: bool) -> int:
         """Copy points into the new version; return how many were embedded."""
-        rewrites, bare = self._rewrites(points, is_paced=is_paced)
-        at, keeps = self.at, self._keeps_vectors
+        return self._put(self._rewrites(points, is_paced=is_paced))
+
+    def _put(self, made: tuple[list[Rewrite], list[PointId]]) -> int:
+        (rewrites, bare), at, keeps = made, self.at, self._keeps_vectors
         if isinstance(self.store, Conditional):  # what it obeys after the swap, late, harms no newer write
             self.store.transfer_if(at.source, at.target, rewrites, bare, mark=at.target, keeps_vectors=keeps)
         else:

@@ -228,3 +228,28 @@ def test_an_adoption_cut_off_in_its_first_page_goes_on_adopting(tools: Tools) ->
     tools.store.rewrite = rewrite
     ended = resume(tools, next(step for step in reversed(checkpoints) if step.checkpoint is not None))
     assert (ended["documents_unchanged"], ended["documents_adopted"], ended["documents_embedded"]) == (8, 12, 0)
+
+
+@pytest.mark.parametrize("died_at", range(1, 6))
+def test_where_pieces_overlap_a_crash_has_no_more_embedded_twice_than_a_page(tools: Tools, died_at: int) -> None:
+    tools.store.takes_threads = True  # pieces of half a page
+    steps: list[Step] = []
+
+    def die(step: Step) -> Verdict:
+        if len(steps) == died_at - 1:
+            raise KeyboardInterrupt  # before anybody has heard of this step
+        steps.append(step)
+        return Verdict.GO_ON
+
+    with pytest.raises(KeyboardInterrupt):
+        drive(reindex(Job("t", TaskType.REINDEX, "c"), tools), die)
+    checkpoint = json.loads(json.dumps(steps[-1].checkpoint)) if steps else None
+    ended = drive(reindex(Job("t", TaskType.REINDEX, "c", {}, (), checkpoint), tools), lambda _: Verdict.GO_ON)
+    assert isinstance(ended, Outcome)
+    assert ended.result["documents_processed"] == 20
+    twice = len(tools.embedder.texts) - len(set(tools.embedder.texts))
+    assert twice <= tools.settings.scroll_size
+    points, _ = tools.store.scroll("c", limit=100, with_vectors=True)
+    wanted = tools.embedder.inner.embed([point.payload["text"] for point in points])
+    for point, vector in zip(points, wanted, strict=True):
+        assert np.frombuffer(point.vector, "<f4") @ vector == pytest.approx(1.0, abs=1e-5)
