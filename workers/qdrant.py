@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from functools import wraps
+from functools import cached_property, wraps
 from typing import Any, ParamSpec, TypeVar, cast
 
 import numpy as np
 
-from ..ipc.errors import InvalidArgument, StoreUnavailable, SwapImpossible
+from ..ipc.errors import CollectionNotFound, InvalidArgument, StoreUnavailable, SwapImpossible
 from ..ipc.records import CollectionInfo, Hit, IndexInfo, IndexSettings, Point, PointId
 from ..ipc.settings import Secret, StoreSettings
 from .fingerprint import fingerprint, of_payload
@@ -35,8 +36,11 @@ ENCODER_KNOWN_S = 600.0  # then it is looked again for what made a collection's 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+BAD_REQUEST = 400
 NOT_FOUND = 404
 BUSY = (408, 429)  # it ran out of its own time, or of what it lets one client do
+NEEDED = (1, 17)  # version of the server: older ones pass over the conditions of writes, and say nothing
+MARK_FIELD = f"{STAMP_KEY}.{COPIED_KEY}"
 TRIES = 4  # of writing vectors of points that are deleted meanwhile
 
 
@@ -63,6 +67,10 @@ def _reachable(method: Callable[P, T]) -> Callable[P, T]:
                 raise StoreUnavailable(f"Qdrant at {where} answered with status {error.status_code}") from error
             if error.status_code in (401, 403):
                 raise InvalidArgument(f"Qdrant at {where} refused the API key: correct [store] api_key") from error
+            if error.status_code == NOT_FOUND:
+                raise CollectionNotFound(
+                    f"what was asked of Qdrant at {where} is not there any more: {error}"
+                ) from error
             raise
 
     return call
@@ -77,6 +85,21 @@ class QdrantStore:
         self._client, self.where, self._is_own = client, where, is_own
         self._encoders: dict[tuple[str, str], tuple[float, tuple[SparseEncoder | None, str]]] = {}
         self.takes_threads = is_own  # then it is one of a server, over HTTP: a live one may be anything
+
+    @cached_property
+    def version(self) -> tuple[int, ...]:
+        """Major and minor version of the server; empty where it does not say. Raises what any call does."""
+        return _numbers(getattr(self._client.info(), "version", ""))
+
+    @_reachable
+    def demand_version(self) -> None:
+        """See Versioned. Raises InvalidArgument for a server that would write without asking for our conditions."""
+        if self.version and self.version < NEEDED:
+            have, needed = (".".join(map(str, one)) for one in (self.version, NEEDED))
+            raise InvalidArgument(
+                f"Qdrant at {self.where} is {have}: a re-index needs {needed} or newer, since older ones would overwrite what"
+                " applications write meanwhile. Update the server"
+            )
 
     def _names(self) -> list[str]:
         names = [one.name for one in self._client.get_collections().collections]
@@ -331,8 +354,9 @@ class QdrantStore:
         A write by the application between the two of ours (vector, then stamp) keeps its text, payload and vector: the
         condition fails for the stamp, or the text is the same and so is what its vector should be.
         """
-        from qdrant_client import models
+        from qdrant_client.http.exceptions import UnexpectedResponse
 
+        self.demand_version()
         info = self.info(name)
         held = {point.id: point.payload for point in self.fetch(name, [one.id for one in rewrites])}
         fresh = [
@@ -345,17 +369,26 @@ class QdrantStore:
             return 0
         self._update_vectors(info, fresh)
         # after the vectors: a crash between the two leaves an old stamp, and the point is embedded once more
-        self._client.batch_update_points(
-            info.name,
-            update_operations=[
-                models.SetPayloadOperation(
-                    set_payload=models.SetPayload(payload={STAMP_KEY: dict(one.stamp)}, filter=_has_text(one, text))
-                )
-                for one, text in fresh
-            ],
-            wait=True,
-        )
+        try:
+            self._stamp(info.name, [(one, _has_text(one, text)) for one, text in fresh])
+        except UnexpectedResponse as error:
+            if not _wants_index(error):
+                raise
+            # without the condition: the stamp of a text that is another by now makes its point stale, and no more
+            self._stamp(info.name, [(one, _is_one(one.id)) for one, _ in fresh])
         return len(fresh)
+
+    def _stamp(self, real: str, stamps: Sequence[tuple[Rewrite, Any]]) -> None:
+        """Set the stamp of each rewrite on the points that pass its filter."""
+        from qdrant_client import models
+
+        operations = [
+            models.SetPayloadOperation(
+                set_payload=models.SetPayload(payload={STAMP_KEY: dict(one.stamp)}, filter=wanted)
+            )
+            for one, wanted in stamps
+        ]
+        self._client.batch_update_points(real, update_operations=operations, wait=True)
 
     def _update_vectors(self, info: CollectionInfo, fresh: Sequence[tuple[Rewrite, str]]) -> None:
         """Write the vectors of points that still have their text. One that is gone fails a request for all: it is left out.
@@ -416,6 +449,7 @@ class QdrantStore:
         """See Conditional. A point that is not there passes every filter of Qdrant's, and is inserted."""
         from qdrant_client import models
 
+        self.demand_version()
         structs, into = self._copies(source, target, rewrites, bare, keeps_vectors=keeps_vectors, mark=mark)
         condition: dict[str, Any] = {"update_filter": models.Filter(must=[_is_marked(mark)])}
         if only is Only.NEW:
@@ -429,9 +463,21 @@ class QdrantStore:
     @_reachable
     def delete_if(self, name: str, ids: Sequence[PointId], *, mark: str) -> None:
         from qdrant_client import models
+        from qdrant_client.http.exceptions import UnexpectedResponse
 
-        wanted = models.Filter(must=[models.HasIdCondition(has_id=list(ids)), _is_marked(mark)])
-        self._client.delete(self.info(name).name, points_selector=models.FilterSelector(filter=wanted), wait=True)
+        self.demand_version()
+        real = self.info(name).name
+        wanted = models.FilterSelector(
+            filter=models.Filter(must=[models.HasIdCondition(has_id=list(ids)), _is_marked(mark)])
+        )
+        try:
+            self._client.delete(real, points_selector=wanted, wait=True)
+        except UnexpectedResponse as error:
+            if not _wants_index(error):
+                raise
+            keyword = models.PayloadSchemaType.KEYWORD
+            self._client.create_payload_index(real, MARK_FIELD, field_schema=keyword, wait=True)
+            self._client.delete(real, points_selector=wanted, wait=True)
 
     def _copies(
         self,
@@ -502,6 +548,11 @@ class QdrantStore:
         return words
 
 
+def _numbers(version: str) -> tuple[int, ...]:
+    found = re.match(r"(\d+)\.(\d+)", version)
+    return tuple(map(int, found.groups())) if found else ()
+
+
 def _settings_like(config: Any, params: Any, vector_name: str) -> dict[str, Any]:
     """Return the arguments that create a collection of this configuration, but for our vector's `params`."""
     from qdrant_client import models
@@ -514,6 +565,7 @@ def _settings_like(config: Any, params: Any, vector_name: str) -> dict[str, Any]
         "shard_number": config.params.shard_number,
         "replication_factor": config.params.replication_factor,
         "on_disk_payload": config.params.on_disk_payload,
+        "strict_mode_config": _strictness(config),
     }
     for name, kind, held in (
         ("hnsw_config", models.HnswConfigDiff, config.hnsw_config),
@@ -523,6 +575,13 @@ def _settings_like(config: Any, params: Any, vector_name: str) -> dict[str, Any]
             known = {key: value for key, value in held.model_dump().items() if key in kind.model_fields}
             wanted[name] = kind(**known)
     return {key: value for key, value in wanted.items() if value is not None}
+
+
+def _strictness(config: Any) -> Any:
+    from qdrant_client import models
+
+    held = getattr(config, "strict_mode_config", None)
+    return None if held is None else models.StrictModeConfig(**held.model_dump(exclude_none=True))
 
 
 def _copy(
@@ -551,10 +610,21 @@ def _has_text(one: Rewrite, text: str) -> Any:
     return models.Filter(must=[models.HasIdCondition(has_id=[one.id]), same])
 
 
+def _is_one(point_id: PointId) -> Any:
+    from qdrant_client import models
+
+    return models.Filter(must=[models.HasIdCondition(has_id=[point_id])])
+
+
+def _wants_index(error: Any) -> bool:
+    """Say whether a server in strict mode refused a filter over a field that has no index."""
+    return error.status_code == BAD_REQUEST and b"Index required" in (error.content or b"")
+
+
 def _is_marked(mark: str) -> Any:
     from qdrant_client import models
 
-    return models.FieldCondition(key=f"{STAMP_KEY}.{COPIED_KEY}", match=models.MatchValue(value=mark))
+    return models.FieldCondition(key=MARK_FIELD, match=models.MatchValue(value=mark))
 
 
 def _forget(alias: str) -> Any:

@@ -172,8 +172,10 @@ class _Rebuild:
         at, store = self.at, self.store
         at.base, at.source, at.points = base_of(self.job.collection, info), info.name, info.points
         at.after, at.seen, at.embedded, at.without_text, at.again = None, 0, 0, 0, 0
+        at.target = next_version(
+            at.base, store.collections()
+        )  # a name of what is dropped now may be dropped again, late
         self._clear_away()
-        at.target = next_version(at.base, store.collections())
         at.token, at.seq = self.gate.watch(at.source)
         store.create(
             at.target,

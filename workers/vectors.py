@@ -198,6 +198,15 @@ class Hybrid(Protocol):
         ...
 
 
+@runtime_checkable
+class Versioned(Protocol):
+    """A store on a server, which may be too old for the conditions of writes."""
+
+    def demand_version(self) -> None:
+        """Raise InvalidArgument where it is, and say which is needed."""
+        ...
+
+
 PAYLOAD_KINDS = ("keyword", "integer", "float", "bool")  # of a payload index
 
 

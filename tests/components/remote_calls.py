@@ -12,6 +12,7 @@ KINDS = (*AT_ONCE, *HELD)
 IN_TURN = (*AT_ONCE, Kind.LATE)  # where each of many calls fails: a slow one is a lost one that costs time
 
 READS = (
+    ("GET", "/"),
     ("GET", "/collections"),
     ("GET", "/aliases"),
     ("GET", "/collections/*__v?"),

@@ -226,7 +226,6 @@ def test_what_a_server_does_only_after_the_swap_is_not_done_to_newer_writes(
     site.check(but_for=(10,) if call == UPSERT else ())
 
 
-@pytest.mark.xfail(strict=True, reason="what was deleted late is deleted by a filter over the mark, which has no index")
 def test_a_rebuild_is_done_under_strict_mode(site: Site) -> None:
     site.strict = STRICT
     busy(site.fill(), created=partial(strict_as_well, site))
@@ -252,7 +251,6 @@ def test_a_name_of_a_version_being_built_that_comes_late_does_not_have_the_serve
     site.check_one_way_back()
 
 
-@pytest.mark.xfail(strict=True, reason="a version that was to be dropped and the next one have the same name")
 def test_a_deletion_that_comes_late_is_not_of_the_next_version(make_site: MakeSite) -> None:
     site = make_site(Kind.LATE).fill()
     site.direct.create(f"{site.name}__v2", NEW.size)  # as an attempt left it that was killed before it was named

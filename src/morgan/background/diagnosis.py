@@ -23,7 +23,7 @@ from .workers.fingerprint import fingerprint, is_stale, stamp
 from .workers.handover import Handover, make_embedder
 from .workers.open_store import open_store
 from .workers.task import Embedder
-from .workers.vectors import VectorStore
+from .workers.vectors import VectorStore, Versioned
 
 SAMPLE = 64  # points looked at for their fields
 COMPARED = 5  # of them embedded again and compared
@@ -152,6 +152,8 @@ def of_store(config: Config, *, is_running: bool) -> tuple[VectorStore | None, l
     try:
         store = open_store(settings, str(RuntimePaths(config.runtime_dir()).owner) if is_running else None)
         count = len(store.collections())
+        if isinstance(store, Versioned):
+            store.demand_version()
     except MorganError as error:
         return None, [Finding(Level.PROBLEM, "vector store", str(error))]
     return store, [Finding(Level.OK, "vector store", f"{where}, {count} collections")]
