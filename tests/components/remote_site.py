@@ -81,7 +81,7 @@ class Site:
         self.application = OwnAlone(application, self.name)
         self.direct = QdrantStore(self.application)
         self.store = QdrantStore(OwnAlone(struck, self.name), where=fake.url)
-        models = Serving(self.store, NEW, {"old": OLD}.__getitem__, clock=iter(range(0, 10**9, 60)).__next__)
+        serving = Serving(self.store, NEW, {"old": OLD}.__getitem__, clock=iter(range(0, 10**9, 60)).__next__)
         self.reached: Callable[[str], None] = lambda _: None
         self.between: Callable[[], None] = lambda: None  # called after an attempt that failed
         self.on_step: Callable[[Step], None] = lambda _: None
@@ -89,7 +89,7 @@ class Site:
         settings = msgspec.structs.replace(SETTINGS, rebuild_folder=str(folder))
         self.tools = Tools(
             *(self.store, NEW, FakeReranker(), settings, lambda: self.now, lambda: None),
-            models=models,
+            models=serving,
             reached=self._reached,
         )
         self.strict: models.StrictModeConfig | None = None  # of collections that the application makes
