@@ -17,6 +17,8 @@ import pytest
 from qdrant_client import QdrantClient, models
 
 from bench.fake_qdrant.running import FakeQdrant, running
+from morgan.background.ipc.errors import InvalidArgument
+from morgan.background.workers.qdrant import QdrantStore
 
 from .qdrant_servers import MISSING, QDRANT_URL, SIZE, client_at, client_of_server, held, point, refused
 
@@ -281,6 +283,8 @@ def test_what_was_written_survives_a_killed_server_and_is_told_to_none_without_t
         assert second.info().version == "1.16.3"
         for headers in ({}, {"api-key": "wrong"}):
             assert httpx.get(f"{server.url}/collections", headers=headers).status_code == 401
+        with pytest.raises(InvalidArgument, match="refused the API key"):
+            QdrantStore(client_at(server.url, api_key="wrong")).collections()
 
 
 def test_no_search_sees_half_a_change_of_aliases(client: QdrantClient, fake: FakeQdrant) -> None:
