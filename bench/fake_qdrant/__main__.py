@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -35,7 +36,9 @@ def main() -> None:
 
             shm = Path("/dev/shm")
             folder = given.folder or stack.enter_context(
-                tempfile.TemporaryDirectory(prefix="fake-qdrant-", dir=shm if os.access(shm, os.W_OK) else None)
+                tempfile.TemporaryDirectory(
+                    prefix=f"fake-qdrant-{os.getpid()}-", dir=shm if os.access(shm, os.W_OK) else None
+                )
             )
             engine = Engine(Path(folder))
             stack.callback(engine.close)
@@ -46,4 +49,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that nothing is left in /dev/shm
     main()

@@ -34,9 +34,12 @@ class Engine:
         self._catalog = Catalog(folder / "catalog.json")
         self._shards: dict[str, Any] = {}
         self._lock = threading.RLock()
+        self._is_closed = False
 
     def close(self) -> None:
+        """Close every shard. Calls that are still on their way are refused: the folder may be removed now."""
         with self._lock:
+            self._is_closed = True
             for shard in self._shards.values():
                 shard.flush()
                 shard.close()
@@ -55,6 +58,7 @@ class Engine:
 
     def change_aliases(self, body: Mapping[str, Any]) -> Any:
         with self._lock:
+            self._check_open()
             self._catalog.change_aliases(known(body, "actions")["actions"])
             return True
 
@@ -88,6 +92,7 @@ class Engine:
         )
         known(body.get("strict_mode_config") or {}, "enabled", *STRICT)
         with self._lock:
+            self._check_open()
             held = self._catalog.add(name, uuid.uuid4().hex, body)
             try:
                 self._shards[name] = edge.EdgeShard.create(str(self._path(held)), _config(body))
@@ -98,11 +103,13 @@ class Engine:
 
     def change(self, name: str, body: Mapping[str, Any]) -> Any:
         with self._lock:
+            self._check_open()
             self._catalog.change(name, body)
             return True
 
     def drop(self, name: str) -> Any:
         with self._lock:
+            self._check_open()
             if (gone := self._catalog.remove(name)) is None:
                 return False
             if (shard := self._shards.pop(name, None)) is not None:
@@ -221,10 +228,15 @@ class Engine:
 
     # --- shards -------------------------------------------------------------------------------------------------------
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise Refusal(503, "the server ends")
+
     def _path(self, held: Collection) -> Path:
         return self._shards_folder / held.folder
 
     def _open(self, name: str) -> tuple[Any, Collection]:
+        self._check_open()
         real = self._catalog.resolve(name)
         held = self._catalog.collections[real]
         if real not in self._shards:

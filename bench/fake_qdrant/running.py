@@ -6,6 +6,7 @@ import http.client
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from .faults import Fault
 
 ROOT = Path(__file__).parents[2]
+PARENTS = (Path("/dev/shm"), Path(tempfile.gettempdir()))
 
 
 class FakeQdrant:
@@ -73,8 +75,17 @@ class FakeQdrant:
         """Return the calls since `clear` that a fault struck, as "METHOD /path"."""
         return [f"{call['method']} {call['path']}" for call in self.calls() if call["fault"]]
 
+    def folders(self) -> list[Path]:
+        """Return where it keeps what it forgets at its end."""
+        return [one for parent in PARENTS for one in parent.glob(f"fake-qdrant-{self._process.pid}-*")]
+
     def kill(self) -> None:
         self._process.kill()
+        self._process.communicate()
+
+    def end(self) -> None:
+        """SIGTERM, and wait for it."""
+        self._process.terminate()
         self._process.communicate()
 
     def close(self) -> None:

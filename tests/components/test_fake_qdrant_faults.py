@@ -126,3 +126,16 @@ def test_faults_stand_before_another_server_as_well(client: QdrantClient, fake: 
         Forwarder("127.0.0.1:6333")
     nobody = Forwarder(before.url).answer(Call("GET", "/collections", "/collections", {}, b""))
     assert (nobody.status, b"does not answer" in nobody.body) == (502, True)
+
+
+@pytest.mark.parametrize("is_told", [False, True], ids=["its stdin is closed", "SIGTERM"])
+def test_nothing_is_left_of_a_server_that_ends_while_a_call_is_held(is_told: bool) -> None:
+    with running() as server:
+        hasty = client_at(server.url, timeout_s=0.2)
+        server.strike(Fault(Kind.LATE))
+        with pytest.raises(ResponseHandlingException, match="timed out"):
+            hasty.create_collection("late", models.VectorParams(size=SIZE, distance=models.Distance.DOT))
+        assert server.folders()
+        if is_told:
+            server.end()
+    assert server.folders() == []
