@@ -300,14 +300,14 @@ class ByPopularity(_Order):
     def plan(self, hour: int, now: float) -> Iterable[int]:
         kept = self._replay.kept
         assert isinstance(kept, OurStore)
-        scores = {int(one.text): sum(one.evidence.decayed) for one in kept.popularity.asked(now, 1)}
+        scores = {int(one.text): sum(one.evidence.decayed) for one in kept.popularity.asked(now, 1, COLLECTION)}
         return heapq.nlargest(self._most(), self._lacking(scores), key=scores.__getitem__)
 
 
 class Planned(_Order):
-    """The service's own: Warming, with OurStore. `least`: how often a query was asked before it is planned; 3 by default."""
+    """The service's own: Warming, with OurStore. `least` is how often a query was asked before it is planned."""
 
-    def __init__(self, replay: Replay, least: int = 3) -> None:
+    def __init__(self, replay: Replay, least: int = 1) -> None:
         super().__init__(replay)
         assert isinstance(replay.kept, OurStore)
         self._warming = Warming(replay.kept.popularity, replay.kept.keeper)

@@ -171,6 +171,12 @@ class Policy:
             return True
         return bool(self._main) and self._value(key, now) > self._value(self._least(now), now)
 
+    def leaves_next(self, now: float) -> str | None:
+        """Return the key that holds and leaves for the next new one; None while there is room, or an expired one leaves."""
+        if len(self) < self._capacity or self._expired(now, "") is not None:
+            return None
+        return self._least(now) if self._main else next(iter(self._window), None)
+
     def worth(self, keys: Iterable[str], now: float) -> set[str]:
         """Return those of `keys` that `is_worth` says of: with one look at what would leave for all of them."""
         if len(self) < self._capacity or self._expired(now, "") is not None:

@@ -660,6 +660,8 @@ class Core:
     def _plan(self, record: TaskRecord, stale: Sequence[str], now: float) -> Plan:
         """Plan what a warm or rerank task computes, and when its collection is warmed next."""
         limit, least = bounds(record.params, self.settings.worker.rerank.max_queries, self.settings.min_frequency)
+        if record.task_type is TaskType.WARM:
+            least = 1  # the forecast weighs every query: bench warm
         spare = self.spare_s(now)
         warmed = self.timetable.warmed()
         plan = self.warming.plan(record, now, limit=limit, least=least, spare_s=spare, every_s=warmed, stale=stale)

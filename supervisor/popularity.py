@@ -165,10 +165,10 @@ class Popularity:
         query = self._queries.get(key)
         return NOTHING if query is None else query.evidence(now)
 
-    def asked(self, now: float, least: int) -> Iterator[Asked]:
-        """Yield the queries seen at least `least` times that can be computed here: without a filter or a tenant."""
+    def asked(self, now: float, least: int, collection: str) -> Iterator[Asked]:
+        """Yield the queries of a collection seen at least `least` times that can be computed here: without a filter."""
         for query in self._queries.values():
-            if query.count >= least and not query.scope:
+            if query.collection == collection and query.count >= least and not query.scope:
                 evidence = Evidence(max(now - query.last_at, 0.0), tuple(query.counts(now)), query.day(now))
                 yield Asked(query.key, query.text, query.collection, evidence, query.cost_s)
 

@@ -204,8 +204,8 @@ class ResultKeeper:
         return self.admission.is_worth(query_hash(text, collection, ""), now)
 
     def leaves_next(self, now: float) -> str | None:
-        """Return the hash of the entry that leaves for the next new one; None while there is room."""
-        return self.admission.victim(now) if len(self.admission) >= self.policy.max_entries else None
+        """Return the hash of the entry whose hits the next new one costs; None where it costs none."""
+        return self.admission.leaves_next(now)
 
     def worth(self, keys: Iterable[str], now: float) -> set[str]:
         """Return the query hashes of which `is_worth` is so."""

@@ -112,8 +112,7 @@ class Warming:
         horizon_s = every_s.get(name, HOUR_S)
         is_new_only = record.task_type is TaskType.WARM and not record.params.get("force_refresh")
         held = {entry.key_hash: entry for entry in self._keeper.store.entries()}
-        asked = list(self._popularity.asked(now, least))
-        foreseen = self._foreseen(asked, name, now, horizon_s, held, is_new_only=is_new_only)
+        foreseen = self._foreseen(name, now, horizon_s, held, least, is_new_only=is_new_only)
         self.forecast.watch([(one.asked.key, one.known) for one in foreseen], now)
         own = self._worth(foreseen, limit, now)
         candidates = [_candidate(one, horizon_s) for one in own]
@@ -124,7 +123,7 @@ class Warming:
             # there is not enough for all: what another collection could have of it counts as well
             for rival, often_s in every_s.items():
                 if rival != name:
-                    found = self._foreseen(asked, rival, now, often_s, held)
+                    found = self._foreseen(rival, now, often_s, held, least)
                     candidates += [_candidate(one, often_s) for one in _best(found, CONSIDERED * limit)]
                     most[rival] = limit
         refill = self.refill()
@@ -146,16 +145,16 @@ class Warming:
 
     def _foreseen(
         self,
-        asked: Iterable[Asked],
         name: str,
         now: float,
         horizon_s: float,
         held: Mapping[str, EntryInfo],
+        least: int,
         *,
         is_new_only: bool = True,
     ) -> list[_Foreseen]:
         """Return the queries of a collection that lack a result for a part of the horizon, or (not `is_new_only`) all."""
-        of_name = [one for one in asked if one.collection == name]
+        of_name = list(self._popularity.asked(now, least, name))
         usual = usual_day(one.evidence for one in of_name)
         middle = now + horizon_s / 2
         lost = self._rate_of_leaving(usual, middle, now)

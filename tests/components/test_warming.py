@@ -183,6 +183,14 @@ def test_what_a_task_used_is_taken_off_the_hour_of_all(core: Core) -> None:
     assert status.warming(core, now + HOUR_S + 1)["used_cpu_s"] <= 2.5
 
 
+def test_a_planned_warm_task_weighs_every_query_a_forced_one_and_a_rerank_take_the_popular_ones(core: Core) -> None:
+    ask(core, DOCS, {"popular": 50, "asked once": 1})
+    now = time.time()
+    assert texts(run(core, now)) == ["popular", "asked once"]
+    assert texts(run(core, now, is_forced=True)) == ["popular"]
+    assert texts(run(core, now, task_type=TaskType.RERANK)) == ["popular"]
+
+
 def test_what_holds_is_left_alone_by_a_warm_task_and_computed_again_by_a_rerank_task(core: Core) -> None:
     ask(core, DOCS, {"held": 50, "lacking": 40})
     now = time.time()
@@ -209,7 +217,7 @@ def test_the_cost_of_a_query_is_remembered_when_its_result_is_gone(core: Core) -
     ask(core, DOCS, {"q": 5})
     core.publish([result("q", DOCS, cost_s=7.0)], time.time(), is_asked_for=True)
     core.keeper.invalidate(DOCS, None)
-    (asked,) = core.popularity.asked(time.time(), 1)
+    (asked,) = core.popularity.asked(time.time(), 1, DOCS)
     assert asked.cost_s == 7.0
     record = core.popularity.get(asked.key, time.time())
     assert record is not None

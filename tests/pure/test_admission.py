@@ -120,6 +120,16 @@ def test_a_renewed_entry_is_not_taken_for_expired() -> None:
     assert policy.victim(200.0) == keys[0]
 
 
+def test_what_a_new_result_costs_is_the_least_entry_of_a_full_store_unless_that_has_expired() -> None:
+    policy, _, keys = filled(10)
+    assert policy.leaves_next(1.0) == keys[0]
+    policy.admit(keys[5], 1.0, 10.0)
+    assert policy.leaves_next(9.0) == keys[0]
+    assert policy.leaves_next(10.0) is None
+    policy.remove(keys[1])
+    assert policy.leaves_next(9.0) is None
+
+
 def test_an_entry_that_comes_expired_is_kept_until_the_next_and_then_leaves_first() -> None:
     policy, popularity, keys = filled(10)
     late, later = asked(popularity, "late", 9, 1.0), asked(popularity, "later", 1, 1.0)

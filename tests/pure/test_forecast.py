@@ -34,7 +34,7 @@ def asked_at(*hours: float, days: int = 30) -> tuple[Evidence, float]:
     for day in range(days):
         for hour in hours:
             popularity.track("q", "docs", "", 0.0, START + day * DAY_S + hour * HOUR_S)
-    (found,) = popularity.asked(now, 1)
+    (found,) = popularity.asked(now, 1, "docs")
     return found.evidence, now
 
 
