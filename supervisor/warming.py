@@ -41,6 +41,11 @@ class Plan:
     cadence: Cadence | None = None  # of its collection from now on; None: as before
 
 
+def is_of_own_accord(record: TaskRecord) -> bool:
+    """Say whether a schedule or the service itself made a task. One that somebody handed in gets all its queries."""
+    return record.schedule_id is not None or record.priority < 0
+
+
 @dataclass(frozen=True, slots=True)
 class _Foreseen:
     """A query that may be computed, with what is expected of it."""
@@ -104,8 +109,8 @@ class Warming:
         stale: Sequence[str],
     ) -> Plan:
         """Return what a task computes: at most `limit` queries that were asked `least` times, and what is affordable of
-        the `stale`. `spare_s`: CPU seconds an hour that the governor left; `every_s`: by collection that is warmed by a
-        schedule, how often.
+        the `stale`. `spare_s`: CPU seconds an hour that the governor left, which bound what nobody handed in; `every_s`: by
+        collection that is warmed by a schedule, how often.
         """
         self.forecast.settle(now, self._popularity.last_at)
         name = record.collection
@@ -117,7 +122,8 @@ class Warming:
         own = self._worth(foreseen, limit, now)
         candidates = [_candidate(one, horizon_s) for one in own]
         full_s = math.fsum(planning.costs(candidates)[:limit])
-        budget_s = None if spare_s is None else max(spare_s - self.spent_s(now), 0.0)
+        is_bounded = spare_s is not None and is_of_own_accord(record)
+        budget_s = max((spare_s or 0.0) - self.spent_s(now), 0.0) if is_bounded else None
         most = {name: limit}
         if budget_s is not None and full_s * max(len(every_s), 1) > budget_s:
             # there is not enough for all: what another collection could have of it counts as well

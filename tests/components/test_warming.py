@@ -89,8 +89,8 @@ def can_spare(core: Core, cpu_s: float) -> None:
 
 
 def run(core: Core, now: float, collection: str = DOCS, **fields: Any) -> Run:
-    """Hand in a task and have it handed out: before all others, once the worker has ended what it has."""
-    wanted = {"task_type": TaskType.WARM, "params": {}} | fields
+    """Make a task as a schedule does and have it handed out: before all others, once the worker has ended what it has."""
+    wanted = {"task_type": TaskType.WARM, "params": {}, "schedule_id": "of the test"} | fields
     record, _ = core.queue.submit(collection=collection, now=now, salt=core.salt(), priority=10, **wanted)
     return handed_out(core, now, lambda one: one.task_id == record.task_id)
 
@@ -166,6 +166,14 @@ def test_max_queries_is_the_bound_and_with_nothing_left_nothing_is_planned(core:
     for task_type in (TaskType.WARM, TaskType.RERANK):
         assert len(texts(run(core, now, task_type=task_type, params={"max_queries": 4}))) == 4
     can_spare(core, 0.0)
+    assert texts(run(core, now)) == []
+
+
+def test_a_task_that_somebody_handed_in_gets_all_its_queries_in_the_planned_order(core: Core) -> None:
+    ask(core, DOCS, {"asked more": 60, "asked less": 20})
+    can_spare(core, 0.0)
+    now = time.time()
+    assert texts(run(core, now, schedule_id=None)) == ["asked more", "asked less"]
     assert texts(run(core, now)) == []
 
 
