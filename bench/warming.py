@@ -300,7 +300,9 @@ class ByPopularity(_Order):
     def plan(self, hour: int, now: float) -> Iterable[int]:
         kept = self._replay.kept
         assert isinstance(kept, OurStore)
-        scores = {int(one.text): sum(one.evidence.decayed) for one in kept.popularity.asked(now, 1, COLLECTION)}
+        scores = {
+            int(one.text): sum(one.evidence.decayed) for one in kept.popularity.asked(now, 1, COLLECTION, UNBOUNDED)
+        }
         return heapq.nlargest(self._most(), self._lacking(scores), key=scores.__getitem__)
 
 
@@ -312,7 +314,7 @@ class Planned(_Order):
         assert isinstance(replay.kept, OurStore)
         self._warming = Warming(replay.kept.popularity, replay.kept.keeper)
         self._least = least
-        self._task = TaskRecord(task_id="t", task_type=TaskType.WARM, collection=COLLECTION)
+        self._task = TaskRecord(task_id="t", task_type=TaskType.WARM, collection=COLLECTION, schedule_id="hourly")
 
     def plan(self, hour: int, now: float) -> Iterable[int]:
         terms = self._replay.terms

@@ -13,7 +13,7 @@ import cmath
 import math
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -42,15 +42,6 @@ class _Sample(NamedTuple):
     key: str
     at: float
     features: Features
-
-
-def usual_day(known: Iterable[Evidence]) -> Day:
-    """Return the mean of where in the day queries are asked, each counted as often as it was."""
-    once = twice = 0j
-    count = 0.0
-    for evidence in known:
-        once, twice, count = once + evidence.day[0], twice + evidence.day[1], count + evidence.decayed[-1]
-    return (once / count, twice / count) if count > 0 else (0j, 0j)
 
 
 def swing(evidence: Evidence, usual: Day, at: float) -> float:

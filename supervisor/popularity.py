@@ -13,7 +13,7 @@ from __future__ import annotations
 import cmath
 import heapq
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -22,7 +22,7 @@ from ..ipc.records import QueryRecord
 
 HALF_LIVES_S = (6 * 3600.0, 72 * 3600.0, 720 * 3600.0)
 
-CAPACITY = 5000  # queries remembered, about 2 MB: PER_ENTRY for each entry of a result store of the default size
+CAPACITY = 5000  # queries remembered, about 3 MB: PER_ENTRY for each entry of a result store of the default size
 PER_ENTRY = 5
 DAY_S = 86400.0
 
@@ -165,12 +165,32 @@ class Popularity:
         query = self._queries.get(key)
         return NOTHING if query is None else query.evidence(now)
 
-    def asked(self, now: float, least: int, collection: str) -> Iterator[Asked]:
-        """Yield the queries of a collection seen at least `least` times that can be computed here: without a filter."""
+    def asked(
+        self, now: float, least: int, collection: str, most: int, without: Container[str] = ()
+    ) -> Iterator[Asked]:
+        """Yield the `most` popular queries of a collection that can be computed here, which are those without a filter,
+        and were seen at least `least` times; `without` those keys.
+        """
+        found = [
+            query
+            for query in self._queries.values()
+            if query.collection == collection and query.count >= least and not query.scope and query.key not in without
+        ]
+        for query in found if len(found) <= most else heapq.nlargest(most, found, key=lambda one: one.score(now)):
+            evidence = Evidence(max(now - query.last_at, 0.0), tuple(query.counts(now)), query.day(now))
+            yield Asked(query.key, query.text, query.collection, evidence, query.cost_s)
+
+    def usual_day(self, collection: str) -> tuple[complex, complex]:
+        """Return the mean of exp(i t) and of exp(2 i t) over the searches of a collection: see Evidence.
+
+        Each query's as of when it was asked last: what was asked long ago counts a little more than it should.
+        """
+        once = twice = 0j
+        count = 0.0
         for query in self._queries.values():
-            if query.collection == collection and query.count >= least and not query.scope:
-                evidence = Evidence(max(now - query.last_at, 0.0), tuple(query.counts(now)), query.day(now))
-                yield Asked(query.key, query.text, query.collection, evidence, query.cost_s)
+            if query.collection == collection and not query.scope:
+                once, twice, count = once + query.once, twice + query.twice, count + query.decayed[-1]
+        return (once / count, twice / count) if count > 0 else (0j, 0j)
 
     def note_cost(self, key: str, cost_s: float) -> None:
         """Remember the CPU seconds that a query's result took."""

@@ -19,7 +19,7 @@ from ..ipc.entry import EntryInfo
 from ..ipc.records import QueryRecord, TaskRecord, TaskType
 from . import cadence, planning
 from .cadence import Cadence, Looked
-from .forecast import Day, Features, Forecast, features, usual_day
+from .forecast import Day, Features, Forecast, features
 from .planning import Candidate, Choice
 from .popularity import Asked, Popularity
 from .results import ResultKeeper
@@ -29,6 +29,7 @@ HOUR_S = 3600.0
 CONSIDERED = (
     4  # candidates for each query that a task may compute: that a full store would not keep some of them is seen late
 )
+FORESEEN = 1000  # queries of a collection that are forecast, the most popular of those that lack a result: 20 us each
 KEPT_SPENT = 1000  # tasks whose use is remembered; of an hour
 
 
@@ -123,6 +124,7 @@ class Warming:
         candidates = [_candidate(one, horizon_s) for one in own]
         full_s = math.fsum(planning.costs(candidates)[:limit])
         is_bounded = spare_s is not None and is_of_own_accord(record)
+        self._running.pop(record.task_id, None)  # of an attempt before
         budget_s = max((spare_s or 0.0) - self.spent_s(now), 0.0) if is_bounded else None
         most = {name: limit}
         if budget_s is not None and full_s * max(len(every_s), 1) > budget_s:
@@ -160,17 +162,17 @@ class Warming:
         is_new_only: bool = True,
     ) -> list[_Foreseen]:
         """Return the queries of a collection that lack a result for a part of the horizon, or (not `is_new_only`) all."""
-        of_name = list(self._popularity.asked(now, least, name))
-        usual = usual_day(one.evidence for one in of_name)
+        covered = {key: _covered(entry, now, horizon_s) for key, entry in held.items()} if is_new_only else {}
+        throughout = {key for key, share in covered.items() if share >= 1}
+        lacking = list(self._popularity.asked(now, least, name, FORESEEN, throughout))
+        usual = self._popularity.usual_day(name)
         middle = now + horizon_s / 2
         lost = self._rate_of_leaving(usual, middle, now)
         found = []
-        for one in of_name:
-            covered = _covered(held.get(one.key), now, horizon_s) if is_new_only else 0.0
-            if covered < 1:
-                known = features(one.evidence, usual, middle)
-                rate = self.forecast.rate(known)
-                found.append(_Foreseen(one, known, rate, covered, 0.0 if one.key in held else lost))
+        for one in lacking:
+            known = features(one.evidence, usual, middle)
+            lost_to_it = 0.0 if one.key in held else lost
+            found.append(_Foreseen(one, known, self.forecast.rate(known), covered.get(one.key, 0.0), lost_to_it))
         return found
 
     def _rate_of_leaving(self, usual: Day, at: float, now: float) -> float:
@@ -217,8 +219,8 @@ def _best(found: Sequence[_Foreseen], count: int) -> list[_Foreseen]:
     return heapq.nlargest(count, found, key=lambda one: one.rate * (1 - one.covered))
 
 
-def _covered(entry: EntryInfo | None, now: float, horizon_s: float) -> float:
+def _covered(entry: EntryInfo, now: float, horizon_s: float) -> float:
     """Return the share of the horizon that a result is there for; one to be computed again counts as none."""
-    if entry is None or entry.soft_at <= now:
+    if entry.soft_at <= now:
         return 0.0
     return min(max((entry.expires_at - now) / horizon_s, 0.0), 1.0)

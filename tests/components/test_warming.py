@@ -225,7 +225,7 @@ def test_the_cost_of_a_query_is_remembered_when_its_result_is_gone(core: Core) -
     ask(core, DOCS, {"q": 5})
     core.publish([result("q", DOCS, cost_s=7.0)], time.time(), is_asked_for=True)
     core.keeper.invalidate(DOCS, None)
-    (asked,) = core.popularity.asked(time.time(), 1, DOCS)
+    (asked,) = core.popularity.asked(time.time(), 1, DOCS, 9)
     assert asked.cost_s == 7.0
     record = core.popularity.get(asked.key, time.time())
     assert record is not None

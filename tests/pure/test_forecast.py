@@ -18,7 +18,6 @@ from morgan.background.supervisor.forecast import (
     Forecast,
     features,
     swing,
-    usual_day,
 )
 from morgan.background.supervisor.popularity import DAY_S, Evidence, Popularity
 
@@ -30,12 +29,17 @@ place = st.complex_numbers(max_magnitude=1)
 
 def asked_at(*hours: float, days: int = 30) -> tuple[Evidence, float]:
     """Return what is known of a query that is asked at these hours every day, and the time of it."""
-    popularity, now = Popularity(), START + days * DAY_S
+    popularity, now = counts_of(*hours, days=days), START + days * DAY_S
+    (found,) = popularity.asked(now, 1, "docs", 9)
+    return found.evidence, now
+
+
+def counts_of(*hours: float, days: int = 30) -> Popularity:
+    popularity = Popularity()
     for day in range(days):
         for hour in hours:
             popularity.track("q", "docs", "", 0.0, START + day * DAY_S + hour * HOUR_S)
-    (found,) = popularity.asked(now, 1, "docs")
-    return found.evidence, now
+    return popularity
 
 
 @given(number, st.tuples(number, number, number), place, place, st.floats(0, 1e10))
@@ -43,7 +47,7 @@ def test_a_rate_and_a_swing_are_finite_and_above_nothing(
     age_s: float, decayed: tuple[float, ...], once: complex, twice: complex, at: float
 ) -> None:
     evidence = Evidence(age_s, decayed, (once * decayed[-1], twice * decayed[-1]))
-    usual = usual_day([evidence])
+    usual = (once, twice)
     assert LEAST_SWING <= swing(evidence, usual, at) <= MOST_SWING
     rate = Forecast().rate(features(evidence, usual, at))
     assert 0 < rate < math.inf
@@ -65,11 +69,11 @@ def test_two_peaks_a_day_are_told_from_the_time_between_them() -> None:
 
 
 def test_a_query_that_was_never_asked_has_the_day_of_its_collection_and_a_flat_one_none() -> None:
-    evidence, now = asked_at(8)
+    popularity, now = counts_of(8), START + 30 * DAY_S
     new = Evidence(0.0, (0.0, 0.0, 0.0))
-    usual = usual_day([evidence, new])
+    usual = popularity.usual_day("docs")
     assert swing(new, usual, now + 8 * HOUR_S) > 3
-    assert swing(new, usual_day([new]), now) == 1.0
+    assert swing(new, popularity.usual_day("memories"), now) == 1.0
     evidence, now = asked_at(*range(24))
     assert all(swing(evidence, (0j, 0j), now + h * HOUR_S) == pytest.approx(1, abs=0.1) for h in range(24))
 

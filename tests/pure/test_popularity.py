@@ -212,3 +212,17 @@ def test_a_collections_popularity_is_the_sum_of_its_queries(searches: list[tuple
     for record in popularity.records(now):
         expected[record.collection] = expected.get(record.collection, 0.0) + record.popularity
     assert popularity.by_collection(now) == pytest.approx(expected)
+
+
+def test_the_most_popular_that_lack_something_are_handed_out_without_filters_and_other_collections() -> None:
+    popularity = Popularity()
+    keys = [popularity.add(f"q{i}", "docs", "", i + 1, 0.0).key for i in range(6)]
+    popularity.add("other", "memories", "", 9, 0.0)
+    popularity.add("filtered", "docs", "scope", 9, 0.0)
+
+    def asked(least: int, most: int, without: set[str]) -> set[str]:
+        return {one.text for one in popularity.asked(1.0, least, "docs", most, without)}
+
+    assert asked(1, 9, set()) == {f"q{i}" for i in range(6)}
+    assert asked(1, 2, {keys[5]}) == {"q4", "q3"}
+    assert asked(5, 9, set()) == {"q4", "q5"}
