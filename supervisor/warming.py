@@ -68,6 +68,7 @@ class Warming:
         self._spent: deque[tuple[float, float]] = deque(maxlen=KEPT_SPENT)  # (when, CPU seconds) of tasks that ended
         self._running: dict[str, float] = {}  # task -> CPU seconds planned
         self._refilled = 0
+        self._misses_before: int | None = None
 
     # --- what there is to spend ---------------------------------------------------------------------------------------
 
@@ -76,8 +77,13 @@ class Warming:
         self._refilled += count
 
     def refill(self) -> float:
-        """Return the share of misses whose result comes to the store by itself; 1 while nothing is known."""
-        return min((self._refilled + 1) / (self._keeper.misses + 1), 1.0)
+        """Return the share of misses whose result comes to the store by itself; 1 while nothing is known.
+
+        Counted from the first call on: readers' counts are of before a restart as well, what came to the store is not.
+        """
+        if self._misses_before is None:
+            self._misses_before, self._refilled = self._keeper.misses, 0
+        return min((self._refilled + 1) / (max(self._keeper.misses - self._misses_before, 0) + 1), 1.0)
 
     def ended(self, record: TaskRecord, cpu_s: float, now: float) -> None:
         """Note what a task used."""
