@@ -12,6 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
+from morgan.background.cli import render
 from morgan.background.ipc.commands import Configure, Finished, Ready, Role, Run
 from morgan.background.ipc.paths import RuntimePaths
 from morgan.background.ipc.query import query_hash
@@ -255,6 +256,8 @@ def test_what_is_asked_and_flushed_is_warmed_more_often_what_nobody_asks_seldom_
     assert seldom["every_s"] == cadence.LONGEST_S
     assert "went missing" in often["why"]
     assert "results worth 0 hits an hour" in seldom["why"]
+    shown = render.status({"warming": status.warming(core, now)})
+    assert f"{MEMORIES} at {render.clock(seldom['next_run'])}, every 4 h 00 min: {seldom['why']}" in shown
     last = scheduled(core, MEMORIES)
     assert last.last_run_at is not None
     assert cadence.LONGEST_S - HOUR_S < last.next_run_at - last.last_run_at <= cadence.LONGEST_S

@@ -94,6 +94,11 @@ def status(report: Mapping[str, Any]) -> str:
         )
     lines += [f"quality   {line}" for line in quality(report.get("quality", {}))]
     lines += [f"waits     {one.get('task_id')}: {one.get('why')}" for one in report.get("waiting", [])]
+    lines += [
+        f"warms     {one.get('collection_name')} at {clock(one.get('next_run'))}, every {duration(one.get('every_s'))}:"
+        f" {one.get('why')}"
+        for one in report.get("warming", {}).get("collections", [])
+    ]
     lines += [f"paused    {name or 'everything'}" for name in report.get("paused", [])]
     lines += [f"problem   {problem}" for problem in report.get("problems", [])]
     workers = report.get("workers", [])
