@@ -28,9 +28,8 @@ from morgan.background.supervisor.popularity import CAPACITY, PER_ENTRY, Popular
 from morgan.background.supervisor.results import CachePolicy, ResultKeeper
 from morgan.background.supervisor.warming import CONSIDERED, Warming
 
-from .policies import WARM_UP, Stream
+from .policies import HOUR_S, WARM_UP, Stream
 
-HOUR_S = 3600.0
 FLUSH_HOUR = 2  # as the daily tasks of the service
 COLLECTION = "replayed"
 REFRESH = (
@@ -393,44 +392,3 @@ def replayed(stream: Stream, cost_s: Sequence[float], terms: Terms, make: MakePl
 def replayed_lru(stream: Stream, cost_s: Sequence[float], terms: Terms, make: MakePlanner | None) -> Outcome:
     """Replay with an LRU cache."""
     return Replay(stream, cost_s, terms, LruStore(terms.capacity)).run(make)
-
-
-# --- a stream with days -------------------------------------------------------------------------------------------------
-
-
-def diurnal(
-    name: str,
-    seed: int,
-    requests: int,
-    one_per_s: float,
-    *,
-    queries: int,
-    exponent: float,
-    with_hour: float,
-    drift: float,
-) -> Stream:
-    """Return a seeded stream whose rate and whose queries follow the hours of the day.
-
-    Its rate is 1 + 0.8 cos around 14:00. Popularity is Zipf over `queries`; a share `with_hour` of them is asked around
-    an hour of its own (exp(2 cos), a seventh of the mean to three times it), and a share `drift` is replaced each day.
-    """
-    chance = np.random.default_rng(seed)
-    drawn = np.sort(chance.uniform(0, requests * one_per_s, 2 * requests))
-    rate = 1 + 0.8 * np.cos(2 * np.pi * (drawn / HOUR_S - 14) / 24)
-    times = drawn[chance.random(len(drawn)) < rate / 2][:requests]
-    hour_of = (times // HOUR_S).astype(int)
-    weight = 1 / np.arange(1, queries + 1) ** exponent
-    own_hour = np.where(chance.random(queries) < with_hour, chance.uniform(0, 24, queries), np.nan)
-    ids, fresh = np.arange(queries), queries
-    names = np.empty(len(times), dtype=int)
-    for hour in range(int(hour_of[-1]) + 1):
-        if hour and hour % 24 == 0:
-            replaced = chance.random(queries) < drift
-            ids[replaced] = np.arange(fresh, fresh := fresh + int(replaced.sum()))
-        # 2.28: the mean of exp(2 cos), the modified Bessel function I0(2)
-        swing = np.exp(2 * np.cos(2 * np.pi * (hour % 24 + 0.5 - own_hour) / 24)) / 2.28
-        upto = np.cumsum(weight * np.where(np.isnan(swing), 1.0, swing))
-        within = slice(*np.searchsorted(hour_of, (hour, hour + 1)))
-        drawn_now = chance.random(within.stop - within.start) * upto[-1]
-        names[within] = ids[np.minimum(np.searchsorted(upto, drawn_now), queries - 1)]
-    return Stream(name, names.tolist(), times.tolist())

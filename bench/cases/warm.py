@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..measure import find_above
-from ..policies import Stream, synthetic
+from ..policies import Stream, diurnal, synthetic
 from ..report import Goal, MissingInput, Options, Result, Table
 from ..warming import (
     ByCount,
@@ -28,7 +28,6 @@ from ..warming import (
     Planned,
     Terms,
     costs_of,
-    diurnal,
     replayed,
     replayed_lru,
 )
@@ -218,7 +217,7 @@ def _notes(options: Options, cpu_s: float) -> list[str]:
         f'"{NEXT_DAY}": how often each query asked before is asked in the next 24 hours, but not when: what a perfect forecast'
         " of rates would know, and a plan could reach.",
         f"Streams of {QUICK_REQUESTS if options.is_quick else REQUESTS:,} requests, one per {ONE_PER_S:g} s on average: web07"
-        " has no times, the hours of the others are made up (bench/warming.py). The first quarter is not counted.",
+        " has no times, the hours of the others are made up (bench/policies.py). The first quarter is not counted.",
         f"All results are dropped at 02:00. {CAPACITY:,} entries. A miss is computed by who asked, and its result kept.",
         "A query costs 0.4 CPU s at the median, log-normal, two thirds within a factor of 1.8; the same each time.",
         f'"{OFFLINE}": the same store and budget, and of the queries asked before, those that are asked next: this hour'

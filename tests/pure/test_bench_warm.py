@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from bench.cases import warm
-from bench.policies import Stream, synthetic
+from bench.policies import HOUR_S, Stream, diurnal, synthetic
 from bench.warming import (
     FLUSH_HOUR,
-    HOUR_S,
     ByCount,
     ByPopularity,
     ByRecency,
@@ -24,7 +23,6 @@ from bench.warming import (
     Replay,
     Terms,
     costs_of,
-    diurnal,
     replayed,
     replayed_lru,
 )
