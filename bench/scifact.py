@@ -74,14 +74,6 @@ def whole(folder: Path | None, start: Path, split: str = "test") -> Corpus:
     return Corpus(f"SciFact, {split} claims", corpus, claims)
 
 
-def every_claim(folder: Path | None, start: Path) -> list[str]:
-    """Return the texts of all claims, train and test, where `whole` finds its corpus. Raises MissingInput."""
-    found = folder or find_above(start, FOLDER)
-    if found is None:
-        raise MissingInput(f"no folder {FOLDER} in {start} or above it. {GET_IT}")
-    return [json.loads(line)["text"] for line in _lines(found / "queries.jsonl")]
-
-
 def _lines(path: Path) -> list[str]:
     # not splitlines(): it also breaks at characters that JSON allows inside a text
     return [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]

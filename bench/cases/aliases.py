@@ -5,6 +5,7 @@ claims ─▶ wordings ─▶ vectors ─▶ top 10 of an exact search: the trut
 
 from __future__ import annotations
 
+import random
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -25,11 +26,10 @@ from morgan.background.supervisor.popularity import CAPACITY, PER_ENTRY, Popular
 from morgan.background.supervisor.results import CachePolicy, ResultKeeper
 from morgan.background.workers.models import SentenceTransformerEmbedder
 
-from ..measure import find_above
 from ..paraphrases import Asked, all_wordings, stream
 from ..policies import WARM_UP
 from ..report import Goal, Options, Result, Table
-from ..scifact import FOLDER, every_claim, shipped, whole
+from ..scifact import Corpus, shipped, whole
 
 NAME = "aliases"
 SUMMARY = "hit rate with and without aliases at equal bytes, on paraphrased claims; what similar queries may be served"
@@ -38,7 +38,7 @@ COLLECTION = "claims"
 TOP, CANDIDATES = 10, 50
 CHARACTERS = 400  # of a document: a chunk, and records of about 6 KB
 REQUESTS, QUICK_REQUESTS = 20_000, 2_000
-QUICK_DOCUMENTS = 100
+DOCUMENTS, QUICK_DOCUMENTS = 2_000, 100
 SIZES, QUICK_SIZES = (100, 300), (20,)
 EXPONENT = 0.9
 ONE_PER_S = 30.0
@@ -148,12 +148,8 @@ def run(options: Options) -> Result:
 
 
 def _truth(options: Options) -> tuple[Truth, int, str]:
-    if options.is_quick:
-        corpus = shipped(QUICK_DOCUMENTS)
-        claims = [one["text"] for one in corpus.claims]
-    else:
-        here = Path(__file__).parent if find_above(Path.cwd(), FOLDER) is None else Path.cwd()
-        corpus, claims = whole(options.data, here), every_claim(options.data, here)
+    corpus = shipped(QUICK_DOCUMENTS) if options.is_quick else _part(whole(options.data, Path(__file__).parent))
+    claims = [one["text"] for one in corpus.claims]
     texts = all_wordings(claims, SEED)
     embedder = SentenceTransformerEmbedder(ModelSettings(batch_size=32, threads=2))
     vectors = embedder.embed(texts)
@@ -163,6 +159,16 @@ def _truth(options: Options) -> tuple[Truth, int, str]:
     best = np.take_along_axis(scores, order, axis=1)
     about = f"{len(claims):,} claims of {corpus.name} in {len(texts):,} wordings, {len(corpus.documents):,} documents"
     return Truth(texts, vectors, order, best, corpus.documents), len(claims), about
+
+
+def _part(corpus: Corpus) -> Corpus:
+    """Return DOCUMENTS of a corpus: every judged one stays, others are drawn."""
+    judged = {document_id for claim in corpus.claims for document_id in claim["judgments"]}
+    others = [one for one in corpus.documents if str(one["id"]) not in judged]
+    random.Random(SEED).shuffle(others)
+    kept = {one["id"] for one in others[: DOCUMENTS - len(judged)]}
+    some = [one for one in corpus.documents if one["id"] in kept or str(one["id"]) in judged]
+    return Corpus(f"{corpus.name}, a part of its documents", some, corpus.claims)
 
 
 # --- replays ------------------------------------------------------------------------------------------------------------

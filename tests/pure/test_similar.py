@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from morgan.background.cli.render import similar as line_of
 from morgan.background.supervisor.ledger import FIRST_LOOK
 from morgan.background.supervisor.similar import ATTEMPTS, Served, Similar
 
@@ -41,6 +42,18 @@ def test_an_audit_with_fewer_than_8_of_10_rows_is_an_error() -> None:
     report = similar.report()
     assert (report["audits"], report["audit_errors"]) == (4 * FIRST_LOOK + 1, 1)
     assert report["certified_from"] == {"docs": 0.95}
+
+
+def test_the_status_says_what_is_known_once_there_are_audits() -> None:
+    assert line_of(Similar(0.05).report()) == []
+    similar = learned(0.1)
+    similar.ledger.requests = 40
+    similar.serve("one", served("one"))
+    assert line_of(similar.report()) == [
+        "similar   256 audits, 0 would have been wrong; 1 served, 0 wrong, 1 not known yet:"
+        " at most 2 % of 40 requests, 10 % allowed; safe: docs from 0.95"
+    ]
+    assert line_of(learned(0.0).report())[0].endswith("0 % allowed; safe: no cosine")
 
 
 def test_what_was_served_is_wanted_until_its_truth_is_known() -> None:

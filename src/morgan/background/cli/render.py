@@ -85,7 +85,9 @@ def status(report: Mapping[str, Any]) -> str:
         f"done      {execution.get('completed', 0)} completed, {execution.get('failed', 0)} failed,"
         f" {execution.get('skipped', 0)} skipped",
         f"cache     {cache.get('valid_entries', 0)} results, {cache.get('cache_size_mb', 0):.1f} MB,"
-        f" {percent(cache.get('cache_hit_rate'))} of {cache.get('cache_lookups', 0)} lookups hit",
+        f" {percent(cache.get('cache_hit_rate'))} of {cache.get('cache_lookups', 0)} lookups hit,"
+        f" {cache.get('alias_hits', 0)} of {cache.get('aliases', 0)} aliases",
+        *similar(cache.get("similar", {})),
     ]
     for one in report.get("running", []):
         of = f"{one.get('done', 0)} of {one.get('total') or '?'}"
@@ -179,6 +181,19 @@ def _satisfaction(found: Mapping[str, Any]) -> str:
         f"{words}; {trend['direction']}: {points['value']:+.1f} points a week"
         f" ({points['low']:+.1f} to {points['high']:+.1f})"
     )
+
+
+def similar(report: Mapping[str, Any]) -> list[str]:
+    """Return what was found out of similar queries; nothing before there is an audit."""
+    if not report.get("audits"):
+        return []
+    safe = [f"{name} from {at:g}" for name, at in report.get("certified_from", {}).items() if at is not None]
+    return [
+        f"similar   {report.get('audits')} audits, {report.get('audit_errors', 0)} would have been wrong;"
+        f" {report.get('served', 0)} served, {report.get('errors', 0)} wrong, {report.get('pending', 0)} not known yet:"
+        f" at most {percent(report.get('bound'))} of {report.get('requests', 0)} requests,"
+        f" {percent(report.get('rate'))} allowed; safe: {', '.join(safe) or 'no cosine'}"
+    ]
 
 
 def result(outcome: Mapping[str, Any]) -> str:
