@@ -159,7 +159,8 @@ class Dependencies:
     def nearest(self, embedding: Floats, group: str, *, other_than: str) -> tuple[str, float] | None:
         """Return the key of a group, `other_than` one, whose query is nearest, and their cosine; None where there is none.
 
-        1,000 of 384 floats: 60 us. Two groups of one 64-bit word are taken for one: who asks compares the names.
+        1,000 entries and as many aliases of 384 floats: 0.2 ms. Two groups of one 64-bit word are taken for one: who
+        asks compares the names.
         """
         norm = float(np.linalg.norm(embedding))
         if self._embeddings.shape[1] != len(embedding) or not 0 < norm < np.inf:
