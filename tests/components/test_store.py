@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from morgan.background.ipc import entry as knowing
 from morgan.background.ipc import layout
 from morgan.background.ipc import reader as reading
 from morgan.background.ipc import store as writing
@@ -320,7 +321,7 @@ def test_two_keys_with_one_hash_never_get_each_others_result(path: Path, monkeyp
         """Return one of two hashes: real keys of one 64-bit hash cannot be had."""
         return 1 + len(key) % 2
 
-    for module in (layout, writing, reading):
+    for module in (layout, writing, knowing, reading):
         monkeypatch.setattr(module, "key64", narrow)
     store = ResultStore(path, capacity=CAPACITY)
     put(store, "a", 1)

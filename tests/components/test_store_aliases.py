@@ -17,7 +17,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from morgan.background.ipc import entry as knowing
 from morgan.background.ipc import layout
+from morgan.background.ipc import reader as reading
+from morgan.background.ipc import store as writing
 from morgan.background.ipc.entry import EntryInfo
 from morgan.background.ipc.reader import ResultReader
 from morgan.background.ipc.records import ComputedResult
@@ -245,6 +248,26 @@ def test_an_alias_is_of_its_collections_generation(path: Path) -> None:
     store = ResultStore(path, capacity=CAPACITY)
     assert (store.rebuilt_because, len(store)) == (None, 0)
     store.close()
+
+
+def test_an_alias_goes_where_another_key_of_one_hash_takes_its_entrys_slot(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (layout, writing, knowing, reading):
+        monkeypatch.setattr(module, "key64", lambda key: 1 + len(key) % 2)
+    store = ResultStore(path, capacity=CAPACITY)
+    put(store, "a")
+    assert lean(store, "bb", "a")
+    put(store, "c", 3)  # in the slot of "a", with the same texts
+    assert [read(path, text) for text in ("a", "bb", "c")] == [None, None, (3, "a")]
+    assert lean(store, "bb", "c", 4)
+    put(store, "dddd", 5)  # in the slot of the alias
+    assert [read(path, text) for text in ("bb", "c", "dddd")] == [None, (3, "a"), (5, "a")]
+    assert not store.remove("bb", "docs")
+    store.close()
+    again = ResultStore(path, capacity=CAPACITY)
+    assert (again.rebuilt_because, len(again)) == (None, 2)
+    again.close()
 
 
 def test_aliases_outlive_growth_restart_another_capacity_and_a_snapshot(path: Path, tmp_path: Path) -> None:
