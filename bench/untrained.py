@@ -17,7 +17,11 @@ HEAD_DEVIATION = 0.2  # of the head's weights: scores of different pairs then li
 def untrained(folder: Path) -> Path:
     """Save it in a folder of its name in `folder`, and return that."""
     import torch
+    import transformers.utils.logging as hub_logging
     from transformers import AutoTokenizer, BertForSequenceClassification
+
+    hub_logging.set_verbosity_error()  # that the head is new is what is wanted
+    hub_logging.disable_progress_bar()
 
     made = folder / NAME
     torch.manual_seed(0)
