@@ -11,8 +11,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
+
+from ..ipc import prctl
 
 Rows = list[int]
 
@@ -106,6 +109,8 @@ class Crew:
                     self._turn.notify_all()
 
     def _help(self, number: int) -> None:
+        with suppress(OSError):
+            prctl.set_name(f"compute-{number}")  # of this thread: `top -H` shows it
         while True:
             with self._turn:
                 while (shift := self._shift) is None or not self._may(number, shift):
