@@ -18,8 +18,8 @@ _BETWEEN_SENTENCES = re.compile(r"(?<=[.!?;])\s+|\n+")
 def excerpts(query: str, texts: Sequence[str], max_words: int) -> list[str]:
     """Return of each text its first sentence and its best ones in the order of the text, `max_words` words at most.
 
-    A sentence is as good as the words of the query in it are rare among `texts`. A text that is short enough is returned
-    as it is; a first sentence that is too long is cut.
+    A sentence is as good as the words of the query in it are rare among `texts`; the last that is taken is cut. A text that
+    is short enough is returned as it is.
     """
     wanted = set(words(query))
     holding = Counter(word for text in texts for word in wanted.intersection(words(text)))
@@ -36,12 +36,14 @@ def first_and_rest(text: str) -> tuple[str, str]:
 def _excerpt(text: str, rarity: dict[str, float], max_words: int) -> str:
     if len(text.split()) <= max_words:
         return text
-    sentences = _BETWEEN_SENTENCES.split(text.strip())
-    lengths = [len(sentence.split()) for sentence in sentences]
-    scores = [sum(rarity.get(word, 0.0) for word in set(words(sentence))) for sentence in sentences]
-    kept, left = {0}, max_words - lengths[0]
-    for place in sorted(range(1, len(sentences)), key=lambda one: (-scores[one], one)):
-        if lengths[place] <= left:
-            kept.add(place)
-            left -= lengths[place]
-    return " ".join(" ".join(sentences[place] for place in sorted(kept)).split()[:max_words])
+    sentences = [sentence.split() for sentence in _BETWEEN_SENTENCES.split(text.strip())]
+    scores = [sum(rarity.get(word, 0.0) for word in set(words(" ".join(one)))) for one in sentences]
+    best = sorted(range(1, len(sentences)), key=lambda one: (-scores[one], one))
+    kept: dict[int, list[str]] = {}
+    left = max_words
+    for place in (0, *best):
+        kept[place] = sentences[place][:left]
+        left -= len(kept[place])
+        if not left:
+            break
+    return " ".join(word for place in sorted(kept) for word in kept[place])

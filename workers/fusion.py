@@ -40,12 +40,20 @@ def fit_weights(
     """
     pairs = [(z_rows(one), hits) for one, hits in zip(columns, relevant, strict=True) if hits.any() and not hits.all()]
     start = np.asarray(begin, dtype=np.float64)
+    if not pairs:
+        return tuple(float(one) for one in start)
+    longest = max(len(hits) for _, hits in pairs)
+    views = np.zeros((len(pairs), len(start), longest))  # padded, so that a round is three products for all queries
+    wanted, absent = np.zeros((len(pairs), longest)), np.full((len(pairs), longest), -np.inf)
+    for row, (one, hits) in enumerate(pairs):
+        views[row, :, : len(hits)] = one
+        wanted[row, : len(hits)] = hits / hits.sum()
+        absent[row, : len(hits)] = 0.0
     weights = start.copy()
-    for _ in range(ROUNDS if pairs else 0):
-        gradient = PULL * (weights - start)
-        for views, hits in pairs:
-            scores = weights @ views
-            shares = np.exp(scores - scores.max())
-            gradient += views @ (shares / shares.sum() - hits / hits.sum())
+    for _ in range(ROUNDS):
+        scores = np.einsum("v,qvt->qt", weights, views) + absent
+        shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+        shares /= shares.sum(axis=1, keepdims=True)
+        gradient = np.einsum("qvt,qt->v", views, shares - wanted) + PULL * (weights - start)
         weights = np.maximum(weights - RATE * gradient / (len(pairs) + PULL), 0.0)
     return tuple(float(one) for one in weights)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from morgan.background.ipc import launch
 from morgan.background.ipc.errors import ModelUnavailable
 from morgan.background.workers.reranker import CrossEncoderReranker
 from morgan.background.workers.trainable import CrossEncoderModel
@@ -18,6 +21,7 @@ from morgan.background.workers.training import Example, Plan, Training
 
 from .tiny_models import tiny_cross_encoder
 
+ROOT = Path(__file__).parents[2]
 PLAN = Plan(epochs=2, queries=2, others=2, learning_rate=1e-2, frozen_layers=1, max_tokens=32)
 EXAMPLES = [Example(one, f"{one} {one}", ("zz", "yy x", "ww", "vv")) for one in ("ab", "cd", "ef", "gh", "ij", "kl")]
 
@@ -121,3 +125,47 @@ def test_bad_input_is_refused_in_words(tiny: Path, tmp_path: Path) -> None:
         training_of(tiny, [])
     with pytest.raises(ModelUnavailable, match="no model folder"):
         CrossEncoderModel(str(tmp_path / "nowhere"))
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from tests.components.test_training import training_of
+tiny, state = map(Path, sys.argv[1:])
+training = training_of(tiny)
+for at in training.run():
+    training.save(state)
+    print(at.step, flush=True)
+"""
+
+
+def test_a_training_whose_process_was_killed_comes_to_the_same_weights(tiny: Path, tmp_path: Path) -> None:
+    state = tmp_path / "state.pt"
+    command = [sys.executable, "-c", KILLED, str(tiny), str(state)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=launch.environment({})) as process:
+        assert process.stdout is not None
+        while process.stdout.readline() != "3\n":
+            assert process.poll() is None
+        process.kill()  # in the middle of the fourth step, or while it is saved
+    rest = training_of(tiny)
+    assert rest.restore(state)
+    assert rest.step >= 3
+    list(rest.run())
+    whole = training_of(tiny)
+    list(whole.run())
+    assert all(torch.equal(one, weights_of(whole)[name]) for name, one in weights_of(rest).items())
+
+
+def test_what_warms_it_up_is_shown_once_and_first(tiny: Path) -> None:
+    shown: list[str] = []
+
+    class Noted(CrossEncoderModel):
+        def scores(self, query: str, texts: Sequence[str], max_tokens: int) -> torch.Tensor:
+            shown.append(query)
+            return super().scores(query, texts, max_tokens)
+
+    warm_up = [Example("xy", "xy", ("zz",)), Example("uv", "uv", ("zz", "yy"))]
+    training = Training(Noted(str(tiny)), EXAMPLES, PLAN, warm_up=warm_up)
+    list(training.run())
+    assert shown[:2] == ["xy", "uv"]
+    assert sorted(shown[2:8]) == sorted(shown[8:]) == [one.query for one in EXAMPLES]

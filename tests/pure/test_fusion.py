@@ -49,6 +49,8 @@ TEXT = "Zinc in the gut. Rain fell all day. Uptake of zinc is slow. Iron rusts.\
 def test_an_excerpt_has_the_first_sentence_and_what_the_query_is_about_in_the_order_of_the_text() -> None:
     (found,) = excerpts("why is the uptake slow", [TEXT], 12)
     assert found == "Zinc in the gut. Uptake of zinc is slow. Nobody knows why."
+    (shorter,) = excerpts("why is the uptake slow", [TEXT], 11)
+    assert shorter == "Zinc in the gut. Uptake of zinc is slow. Nobody knows"
     assert excerpts("x", ["short text"], 12) == ["short text"]
     assert excerpts("x", [], 12) == []
     assert excerpts("x", ["one two three four"], 2) == ["one two"]
@@ -56,7 +58,7 @@ def test_an_excerpt_has_the_first_sentence_and_what_the_query_is_about_in_the_or
 
 def test_a_word_that_every_text_has_chooses_no_sentence() -> None:
     common = "All cells divide. Cells are small. Cells are many. The kinase is rare here."
-    (first, *_) = excerpts("cells with kinase", [common, "Cells. " * 9, "Cells divide. " * 9], 9)
+    (first, *_) = excerpts("cells with kinase", [common, "Cells. " * 9, "Cells divide. " * 9], 8)
     assert first == "All cells divide. The kinase is rare here."
 
 
