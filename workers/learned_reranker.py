@@ -23,6 +23,7 @@ from .task import Embedder, Floats, Reranker
 
 log = logging.getLogger(__name__)
 
+LOADED = 4  # learned rerankers in a process
 READ = 20  # candidates that a cross-encoder reads
 VIEWS = ("dense", "late interaction", "BM25", "cross-encoder")
 DEFAULT_WEIGHTS = (0.7, 0.7, 0.7, 0.0)
@@ -106,6 +107,7 @@ class Rerankers:
         self._device, self._is_small = device, is_small
         self._read: dict[str, tuple[str, Learned | None]] = {}
         self._loaded: dict[str, tuple[str, LearnedReranker | None]] = {}
+        self._late: LateInteractionReranker | None = None  # the last one's: it keeps token vectors
 
     @classmethod
     def of_settings(
@@ -130,9 +132,13 @@ class Rerankers:
         learned = self._read.get(collection, ("", None))[1]
         if learned is None or not self._stands_in(learned, collection):
             return self._configured
-        if self._loaded.get(collection, ("", None))[0] != version:
-            self._loaded[collection] = version, self._load(shelf, learned)
-        return self._loaded[collection][1] or self._configured
+        held, reranker = self._loaded.pop(collection, ("", None))
+        if held != version:
+            reranker = self._load(shelf, learned)
+        self._loaded[collection] = version, reranker  # the last one that was asked for is the last of the dict
+        if len(self._loaded) > LOADED:
+            del self._loaded[next(iter(self._loaded))]
+        return reranker or self._configured
 
     def _stands_in(self, learned: Learned, collection: str) -> bool:
         is_same = learned.embedder == self._embedder_of(collection).name
@@ -149,8 +155,10 @@ class Rerankers:
                 log.warning("the learned reranker of %s is not used: %s", shelf.collection, error)
                 return None
         log.info("the learned reranker %s of %s is used", learned.version, shelf.collection)
-        late = late_of(self._configured, self._embedder_of(shelf.collection))
-        return LearnedReranker(f"learned {learned.version}", learned.weights, Views(late, cross, learned.max_words))
+        if self._late is None or self._late.embedder is not self._embedder_of(shelf.collection):
+            self._late = late_of(self._configured, self._embedder_of(shelf.collection))
+        views = Views(self._late, cross, learned.max_words)
+        return LearnedReranker(f"learned {learned.version}", learned.weights, views)
 
 
 def late_of(configured: Reranker, embedder: Embedder) -> LateInteractionReranker:

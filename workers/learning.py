@@ -11,9 +11,9 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 import msgspec
-import numpy as np
 
 from ..ipc.records import TaskProgress
 from .cases import Case, Part, beginnings, gathered, judged, part_of
@@ -22,7 +22,7 @@ from .fingerprint import fingerprint
 from .fusion import Matrix, fit_weights
 from .in_place import eta_s
 from .learned_reranker import DEFAULT_WEIGHTS, VIEWS, LearnedReranker, Views, late_of
-from .quality import Difference, paired_bootstrap
+from .quality import paired_bootstrap
 from .reranker import CrossEncoderReranker
 from .shelf import Learned, Shelf
 from .sizes import check_size
@@ -112,8 +112,8 @@ def learn(job: Job, tools: Tools) -> Steps:
     yield from _choose(attempt, parts, views)
     if not _counts(at):
         views = Views(late_of(tools.reranker, embedder), None, plan.max_words)
-    gain = yield from _compare(attempt, parts[Part.HELD_OUT], views)
-    return (yield from _decide(attempt, parts, plan, steps, gain))
+    pairs = yield from _compare(attempt, parts[Part.HELD_OUT], views)
+    return (yield from _decide(attempt, parts, plan, steps, pairs))
 
 
 def _skipped(job: Job, tools: Tools, reason: str) -> Outcome:
@@ -182,8 +182,10 @@ def _choose(attempt: _Attempt, parts: Mapping[Part, Sequence[Case]], views: View
     yield attempt.step(len(cases), len(cases), "weighing what each view of a candidate says")
 
 
-def _compare(attempt: _Attempt, cases: Sequence[Case], views: Views) -> Generator[Step, None, Difference]:
-    """Return the gain in nDCG@10 over what is in use, on queries that nothing was fitted to."""
+def _compare(
+    attempt: _Attempt, cases: Sequence[Case], views: Views
+) -> Generator[Step, None, list[tuple[float, float]]]:
+    """Return nDCG@10 of each query with what is in use, and with the new one. Nothing was fitted to these queries."""
     at, tools = attempt.at, attempt.tools
     now = tools.reranking(attempt.job.collection)
     new = LearnedReranker("learned", at.weights, views)
@@ -195,17 +197,21 @@ def _compare(attempt: _Attempt, cases: Sequence[Case], views: Views) -> Generato
         at.compared[key] = pair[0], pair[1]
         if len(at.compared) % CASES_PER_STEP == 0:
             yield attempt.step(len(at.compared), len(cases), "comparing with the reranker in use")
-    pairs = [at.compared[fingerprint(case.query.text)] for case in cases]
-    return paired_bootstrap([before for before, _ in pairs], [after for _, after in pairs])
+    return [at.compared[fingerprint(case.query.text)] for case in cases]
 
 
 def _decide(
-    attempt: _Attempt, parts: Mapping[Part, Sequence[Case]], plan: Plan, steps: int, gain: Difference
+    attempt: _Attempt,
+    parts: Mapping[Part, Sequence[Case]],
+    plan: Plan,
+    steps: int,
+    pairs: Sequence[tuple[float, float]],
 ) -> Generator[Step, None, Outcome]:
     """Use the new reranker if the whole interval of its gain is above 0; say what was found either way."""
     job, tools, at = attempt.job, attempt.tools, attempt.at
     embedder = tools.searching(job.collection)
-    before, after = (float(np.mean([pair[side] for pair in at.compared.values()])) for side in (0, 1))
+    each_before, each_after = zip(*pairs, strict=True)
+    before, after, gain = fmean(each_before), fmean(each_after), paired_bootstrap(each_before, each_after)
     was, is_better, has_model = tools.reranking(job.collection).name, gain.low > 0, at.is_trained and _counts(at)
     learned = Learned(
         version=time.strftime("%Y%m%d-%H%M%S", time.gmtime(tools.clock())) + f"-{fingerprint(job.task_id)[:6]}",
