@@ -346,7 +346,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=Plan().epochs)
     parser.add_argument("--threads", type=int, default=2, help="of torch")
-    parser.add_argument("--quick", action="store_true", help="on the corpus that ships with the package, small and easy")
+    parser.add_argument(
+        "--quick", action="store_true", help="on the corpus that ships with the package, small and easy"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the RESULT object to FILE as well")
     given = parser.parse_args(arguments)
     if given.out is None and not given.quick:
