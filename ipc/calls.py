@@ -53,12 +53,13 @@ class DropAlias(Message, tag="drop_alias", frozen=True):
 
 
 class Scroll(Message, tag="scroll", frozen=True):
-    """Ask for a page of points in id order: Page."""
+    """Ask for a page of points in id order: Page. `only_unstamped`: those that no re-index has seen as they are."""
 
     collection: str
     after: PointId | None = None
     limit: int = 64
     with_vectors: bool = False
+    only_unstamped: bool = False
 
 
 class Fetch(Message, tag="fetch", frozen=True):

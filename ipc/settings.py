@@ -99,6 +99,25 @@ class LearningSettings(Settings, frozen=True):
     epochs: int = 2
 
 
+class CollectionSettings(Settings, frozen=True):
+    """What differs in one collection; an empty text: as in all others."""
+
+    text_field: str = ""
+    source_field: str = ""
+    time_field: str = ""  # of the payload: when a point is from
+    recency_half_life_days: float = 0.0  # 0: recency is no matter
+    recency_weight: float = 0.25
+    new_points: bool = False  # they are looked for every service.check_interval_s
+
+
+class RecencySettings(Settings, frozen=True):
+    """How recency weighs into the order of results. See workers/recency.py."""
+
+    time_field: str
+    half_life_s: float
+    weight: float
+
+
 class WorkerSettings(Settings, frozen=True):
     store: StoreSettings = StoreSettings()
     model: ModelSettings = ModelSettings()
@@ -106,7 +125,27 @@ class WorkerSettings(Settings, frozen=True):
     gate: GateSettings = GateSettings()
     tuning: TuningSettings = TuningSettings()
     learning: LearningSettings = LearningSettings()
+    collections: dict[str, CollectionSettings] = {}
+    recency: RecencySettings | None = None  # of the collection that is worked on
     scroll_size: int = 64  # points per step of a re-index: a checkpoint about every few seconds on one core
     grace_s: float = 10.0
     rebuild_folder: str = ""  # what a rebuild on a server must know after the swap; "": in memory alone
     retention_s: float = 7 * 86400.0  # for so long the version before a swap is kept for a roll-back
+
+    def of(self, collection: str) -> WorkerSettings:
+        """Return the settings for work on a collection, by the name it is configured under or by that of a version."""
+        base, _, version = collection.rpartition("__v")
+        own = self.collections.get(collection) or self.collections.get(base if version.isdigit() else collection)
+        if own is None:
+            return self
+        model = msgspec.structs.replace(
+            self.model,
+            text_field=own.text_field or self.model.text_field,
+            source_field=own.source_field or self.model.source_field,
+        )
+        recency = None
+        if own.time_field and own.recency_half_life_days > 0:
+            recency = RecencySettings(
+                time_field=own.time_field, half_life_s=own.recency_half_life_days * 86400, weight=own.recency_weight
+            )
+        return msgspec.structs.replace(self, model=model, recency=recency)

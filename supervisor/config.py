@@ -18,11 +18,13 @@ import msgspec
 from ..ipc.errors import ConfigError
 from ..ipc.paths import APP
 from ..ipc.settings import FUSIONS, LOADERS, PRECISIONS, Secret
-from .sections import LOG_LEVELS, RANGES, SECTIONS, Config, Section, Store, uid_named
+from .sections import COLLECTIONS, LOG_LEVELS, RANGES, SECTIONS, Collection, Config, Section, Store, uid_named
 
-__all__ = ["RANGES", "SECTIONS", "Config", "as_environment", "default_toml", "load", "search_path"]
+__all__ = ["RANGES", "SECTIONS", "Collection", "Config", "as_environment", "default_toml", "load", "search_path"]
 
 PREFIX = "MORGAN_"
+COLLECTION_TABLES = "collections"  # [collections.NAME], one a collection
+COLLECTIONS_VARIABLE = f"{PREFIX}COLLECTIONS"  # the same as a JSON object
 
 FOLDERS_AND_FILES = ("service.state_dir", "service.runtime_dir", "store.path", "store.api_key_file")  # "~" is home
 
@@ -52,10 +54,11 @@ def load(path: Path | str | None = None, env: Mapping[str, str] | None = None) -
         ("limits_" if name == "limits" else name): _section(name, kind, values.pop(name, {}), origins, str(source))
         for name, kind in SECTIONS.items()
     }
+    collections = _collections(values.pop(COLLECTION_TABLES, {}), env.get(COLLECTIONS_VARIABLE), str(source))
     if values:
         unknown = next(iter(values))
-        raise ConfigError(f"{source}: unknown section [{unknown}]{_nearest(unknown, SECTIONS)}")
-    config = Config(source=source, **sections)
+        raise ConfigError(f"{source}: unknown section [{unknown}]{_nearest(unknown, [*SECTIONS, COLLECTION_TABLES])}")
+    config = Config(source=source, collections=collections, **sections)
     _check_together(config, origins)
     return msgspec.structs.replace(config, api_key=_api_key(config.store, env, origins))
 
@@ -99,7 +102,10 @@ def _overrides(env: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     return found
 
 
-def _section(name: str, kind: type[Section], given: Any, origins: Mapping[str, str], source: str) -> Section:
+def _section(
+    name: str, kind: type[Section], given: Any, origins: Mapping[str, str], source: str, *, ranges: str = ""
+) -> Section:
+    """Return a section. `ranges`: the name under which RANGES has its keys, if not its own."""
     if not isinstance(given, dict):
         raise ConfigError(f"{source}: [{name}] must be a section, not {given!r}")
     hints = get_type_hints(kind)
@@ -109,8 +115,33 @@ def _section(name: str, kind: type[Section], given: Any, origins: Mapping[str, s
         where = f"{origins.get(full, source)}: {full}"
         if key not in hints:
             raise ConfigError(f"{where}: unknown key{_nearest(key, hints)}")
-        accepted[key] = _value(where, full, value, hints[key], is_text=origins.get(full, "").startswith(PREFIX))
+        is_text = origins.get(full, "").startswith(PREFIX)
+        accepted[key] = _value(where, f"{ranges or name}.{key}", value, hints[key], is_text=is_text)
     return kind(**accepted)
+
+
+def _collections(given: Any, text: str | None, source: str) -> dict[str, Collection]:
+    """Return the settings of single collections: the default ones, those of the file, those of the variable."""
+    found: dict[str, Collection] = dict(COLLECTIONS)
+    tables: list[tuple[Any, str]] = [(given, source)]
+    if text:
+        try:
+            tables.append((msgspec.json.decode(text), COLLECTIONS_VARIABLE))
+        except msgspec.DecodeError as error:
+            raise ConfigError(f"{COLLECTIONS_VARIABLE}: not valid JSON: {error}") from error
+    for table, where in tables:
+        if not isinstance(table, dict):
+            raise ConfigError(f"{where}: [{COLLECTION_TABLES}] holds a section for each collection, not {table!r}")
+        for name, rows in table.items():
+            full = f"{COLLECTION_TABLES}.{name}"
+            one = _section(full, Collection, rows, {}, where, ranges=f"{COLLECTION_TABLES}.NAME")
+            assert isinstance(one, Collection)
+            if one.recency_half_life_days and not one.time_field:
+                raise ConfigError(
+                    f"{where}: {full}.recency_half_life_days: set time_field as well: what age is told by"
+                )
+            found[name] = one
+    return found
 
 
 def _value(where: str, full: str, value: Any, hint: Any, *, is_text: bool) -> Any:
@@ -260,6 +291,8 @@ def as_environment(config: Config) -> dict[str, str]:
             if value != getattr(defaults, key):
                 text = ",".join(value) if isinstance(value, tuple) else str(value)
                 found[f"{PREFIX}{name}_{key}".upper()] = text.lower() if isinstance(value, bool) else text
+    if config.collections != COLLECTIONS:
+        found[COLLECTIONS_VARIABLE] = msgspec.json.encode(config.collections).decode()
     return found
 
 
@@ -270,6 +303,10 @@ def default_toml() -> str:
         lines.append(f"[{name}]")
         defaults = kind()
         lines += [f"{key} = {_toml(getattr(defaults, key))}" for key in kind.__struct_fields__]
+        lines.append("")
+    for name, one in COLLECTIONS.items():
+        lines.append(f"[{COLLECTION_TABLES}.{name}]")
+        lines += [f"{key} = {_toml(getattr(one, key))}" for key in one.__struct_fields__]
         lines.append("")
     return "\n".join(lines)
 

@@ -13,6 +13,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import msgspec
@@ -173,18 +174,33 @@ class Core:
             now,
             is_automatic=self.settings.is_auto_scheduling,
         )
-        if not self.settings.worker.store.is_embedded or self.settings.lane == "inline":
+        worker = self.settings.worker
+        is_reported = worker.store.is_embedded and self.settings.lane != "inline"
+        if not is_reported:
             self._freshness.check_all()
+        if self.settings.is_auto_scheduling:
+            for collection in self._freshness.with_new(
+                worker.collections, self._was_reindexed, is_reported=is_reported
+            ):
+                self._look_after(TaskType.REINDEX, collection, {"only_new": True}, now)
         self._refresh(now)
 
     def _refresh(self, now: float) -> None:
         """Have results computed again that are past their soft age, and checked that may be older than their documents."""
         for collection in self._freshness.wanted(now):
-            record, is_new = self.queue.submit(
-                TaskType.WARM, collection, {}, now=now, priority=REFRESH_PRIORITY, salt=self.salt()
-            )
-            if is_new:
-                self.changed(record)
+            self._look_after(TaskType.WARM, collection, {}, now)
+
+    def _was_reindexed(self, collection: str) -> bool:
+        done, kind = TaskStatus.COMPLETED, TaskType.REINDEX
+        return bool(self.journal.executions(1, task_type=kind, collection=collection, status=done))
+
+    def _look_after(self, task_type: TaskType, collection: str, params: dict[str, Any], now: float) -> None:
+        """Hand in a task that nobody asked for, unless its like waits already."""
+        record, is_new = self.queue.submit(
+            task_type, collection, params, now=now, priority=REFRESH_PRIORITY, salt=self.salt()
+        )
+        if is_new:
+            self.changed(record)
 
     @property
     def schedules(self) -> Mapping[str, ScheduleRecord]:

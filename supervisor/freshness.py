@@ -7,10 +7,11 @@ their soft age, results that a re-index made old, and changes nobody reported.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ..ipc.commands import PointsChanged
 from ..ipc.records import QueryJob, TaskRecord, TaskType
+from ..ipc.settings import CollectionSettings
 from .affected import Change
 from .popularity import Popularity
 from .results import ResultKeeper
@@ -26,6 +27,7 @@ class Freshness:
         self._keeper, self._popularity, self.collections = keeper, popularity, collections
         self._written: dict[str, int] = {}  # collection -> points written since its last re-index
         self._unchecked: set[str] = set()
+        self._seen_new: set[str] = set()  # collections without new points that were not looked for
         self.check_all()  # what changed while the service was down, or just before it was killed, is not known
 
     def check_all(self) -> None:
@@ -45,6 +47,21 @@ class Freshness:
         if not event.is_soft:
             for name in event.names:
                 self._written[name] = self._written.get(name, 0) + max(len(event.ids), 1)
+                self._seen_new.discard(name)
+
+    def with_new(
+        self, settings: Mapping[str, CollectionSettings], is_known: Callable[[str], bool], *, is_reported: bool
+    ) -> list[str]:
+        """Return the collections to be looked at for new points: all that are to be, or, where every write `is_reported`,
+        those that were written since this was asked before. After a start that is not known: all of them.
+
+        `is_known` says whether a collection was re-indexed as a whole: before that everything in it is new.
+        """
+        wanted = [name for name, own in settings.items() if own.new_points and is_known(name)]
+        if is_reported:
+            wanted = [name for name in wanted if name not in self._seen_new]
+            self._seen_new |= set(wanted)
+        return wanted
 
     def completed(self, record: TaskRecord, now: float) -> bool:
         """Take note of a completed task; True where results are to be computed again because of it."""

@@ -64,6 +64,7 @@ ACCEPTED: Mapping[TaskType, Mapping[str, _Check]] = {
         "distance": _DISTANCE,
         "without_gate": _FLAG,
         "allow_mixed": _FLAG,
+        "only_new": _FLAG,
     },
     TaskType.RERANK: {"max_queries": _COUNT, "queries": _TEXTS, "scope": _SCOPE, "dry_run": _FLAG},
     TaskType.WARM: {"max_queries": _COUNT, "queries": _TEXTS, "force_refresh": _FLAG, "dry_run": _FLAG},

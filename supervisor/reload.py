@@ -63,6 +63,10 @@ def compared(running: Config, found: Config) -> tuple[Config, Changes]:
         applied += [f"{name}.{key}" for key in live]
         needs_restart += [f"{name}.{key}" for key in differs if key not in live]
         sections[field] = msgspec.structs.replace(old, **live)
+    names = sorted(running.collections.keys() | found.collections.keys())
+    needs_restart += [
+        f"collections.{name}" for name in names if running.collections.get(name) != found.collections.get(name)
+    ]
     if running.api_key != found.api_key:
         needs_restart.append(API_KEY)
     return msgspec.structs.replace(running, **sections), Changes(tuple(applied), tuple(needs_restart))

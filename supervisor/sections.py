@@ -11,6 +11,7 @@ import msgspec
 
 from ..ipc.paths import default_runtime_dir, default_state_dir
 from ..ipc.settings import (
+    CollectionSettings,
     GateSettings,
     LearningSettings,
     ModelSettings,
@@ -122,6 +123,18 @@ class Schedule(Section, frozen=True):
     collections: tuple[str, ...] = ("morgan_knowledge", "morgan_memories", "morgan_web_content", "morgan_code")
 
 
+class Collection(Section, frozen=True):
+    text_field: str = ""
+    source_field: str = ""
+    time_field: str = ""
+    recency_half_life_days: float = 0.0
+    recency_weight: float = 0.25
+    new_points: bool = False
+
+
+COLLECTIONS = {"morgan_memories": Collection(new_points=True)}  # a conversation is searched right after it
+
+
 class Retry(Section, frozen=True):
     max_attempts: int = 5
     max_kills: int = 3
@@ -150,6 +163,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     cache: Cache = Cache()
     schedule: Schedule = Schedule()
     queue: Retry = Retry()
+    collections: dict[str, Collection] = msgspec.field(default_factory=COLLECTIONS.copy)
     source: Path | None = None
     api_key: Secret = Secret()
 
@@ -210,6 +224,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
             learning=LearningSettings(
                 **msgspec.structs.asdict(self.learning), folder=str(self.state_dir() / "rerankers")
             ),
+            collections={
+                name: CollectionSettings(**msgspec.structs.asdict(own)) for name, own in self.collections.items()
+            },
             retention_s=self.reindex.retention_hours * 3600,
             grace_s=self.service.grace_s,
         )
@@ -255,6 +272,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "learning.min_judged": (20, 1_000_000),
     "learning.train_from": (20, 1_000_000),
     "learning.epochs": (1, 20),
+    "collections.NAME.recency_half_life_days": (0, 36_500),
+    "collections.NAME.recency_weight": (0, 1),
     "gate.ndcg_tolerance": (0, 1),
     "gate.recall_tolerance": (0, 1),
     "gate.latency_ratio": (1, 100),

@@ -28,7 +28,12 @@ def would_embed(job: Job, tools: Tools) -> Steps:
     after = None
     while True:
         tools.pace()
-        points, after = tools.store.scroll(job.collection, after=after, limit=tools.settings.scroll_size)
+        points, after = tools.store.scroll(
+            job.collection,
+            after=after,
+            limit=tools.settings.scroll_size,
+            only_unstamped=bool(job.params.get("only_new")),
+        )
         page = sort(points, tools.settings.model.text_field, tools.maker, is_rebuild=is_all)
         without_text += len(page.bare)
         stale += len(page.texts) if is_all else len(to_embed(page.stale, is_adopting=plan is Plan.ADOPT))

@@ -24,7 +24,7 @@ from ..ipc.records import CollectionInfo, Hit, IndexInfo, IndexSettings, Point, 
 from .catalog import Catalog, Entry
 from .fingerprint import fingerprint
 from .names import check_distance, check_filter, check_id, check_kinds, check_vectors, not_found, row_of, vector_of
-from .vectors import STAMP_KEY, Rewrite, Vectors
+from .vectors import MADE_BY_KEY, STAMP_KEY, Rewrite, Vectors
 
 log = logging.getLogger(__name__)
 
@@ -195,12 +195,19 @@ class EdgeStore:
     # --- points -------------------------------------------------------------------------------------------------------
 
     def scroll(
-        self, name: str, *, after: PointId | None = None, limit: int = 64, with_vectors: bool = False
+        self,
+        name: str,
+        *,
+        after: PointId | None = None,
+        limit: int = 64,
+        with_vectors: bool = False,
+        only_unstamped: bool = False,
     ) -> tuple[list[Point], PointId | None]:
         shard, info = self._open(name)
         request = self._edge.ScrollRequest(
             offset=check_id(after) if after is not None else None,
             limit=limit,
+            filter=self._edge.Filter(must=[self._edge.IsEmptyCondition(MADE_BY_KEY)]) if only_unstamped else None,
             with_payload=True,
             with_vector=with_vectors,
         )

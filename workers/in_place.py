@@ -36,6 +36,7 @@ class InPlace(msgspec.Struct, tag="in_place", tag_field="kind"):
     judged_for: str = ""  # which queries and judgments `before` is of: on others it compares nothing
     is_adopting: bool = False
     is_rebuild: bool = False
+    is_new_only: bool = False  # of the points, those alone that no re-index has seen
     after: PointId | None = None
     is_through: bool = False  # there is no next page: what is left is to measure
     seen: int = 0
@@ -54,7 +55,7 @@ def refresh(job: Job, tools: Tools, info: CollectionInfo, maker: Maker, at: InPl
     Raises TextFieldNotFound where no point has the field.
     """
     model = tools.settings.model
-    judged = [query for query in job.queries if is_judged(query.judgments)]
+    judged = [query for query in job.queries if is_judged(query.judgments) and not at.is_new_only]
     judged_for = _name_of(judged)
     began_at, elapsed_before_s, seen_before = tools.clock(), at.elapsed_s, at.seen
     if judged and at.seen == 0:
@@ -83,14 +84,16 @@ def refresh(job: Job, tools: Tools, info: CollectionInfo, maker: Maker, at: InPl
             yield Step(
                 TaskProgress(
                     done=at.seen,
-                    total=max(info.points, at.seen),
-                    note="embedding what changed",
-                    eta_s=eta_s(now - embedding_since, at.seen - seen_before, info.points - at.seen),
+                    total=at.seen if at.is_new_only else max(info.points, at.seen),
+                    note="embedding new points" if at.is_new_only else "embedding what changed",
+                    eta_s=None
+                    if at.is_new_only
+                    else eta_s(now - embedding_since, at.seen - seen_before, info.points - at.seen),
                 ),
                 msgspec.to_builtins(at),
                 changes=changed,
             )
-    if at.seen and at.without_text == at.seen:
+    if at.seen and at.without_text == at.seen and not at.is_new_only:
         raise TextFieldNotFound(no_text(job.collection, model.text_field, fields))
     after = None
     if at.before is not None and at.judged_for == judged_for:
@@ -103,6 +106,7 @@ def refresh(job: Job, tools: Tools, info: CollectionInfo, maker: Maker, at: InPl
         metric=None if after is None else f"nDCG@{K}",
         before_score=at.before,
         after_score=after,
+        is_skipped=at.is_new_only and not at.embedded,
     )
 
 
@@ -120,7 +124,7 @@ def _through(job: Job, tools: Tools, maker: Maker, at: InPlace) -> Generator[Pie
     store, size = tools.store, piece_size(tools.store, tools.settings.scroll_size)
 
     def read(after: PointId | None) -> tuple[list[Point], PointId | None]:
-        return store.scroll(job.collection, after=after, limit=size)
+        return store.scroll(job.collection, after=after, limit=size, only_unstamped=at.is_new_only)
 
     def make(points: Sequence[Point]) -> _Made:
         tools.pace()
@@ -156,7 +160,7 @@ def no_text(collection: str, field: str, longest: dict[str, int]) -> str:
     return (
         f"no point of {collection!r} has the text field {field!r}"
         + (f"; the longest text is in {max(longest, key=lambda f: longest[f])!r}" if longest else "")
-        + ": set [model] text_field"
+        + ": set [model] text_field, or text_field of [collections.NAME]"
     )
 
 
@@ -190,13 +194,14 @@ def _result(job: Job, at: InPlace, tools: Tools, after: float | None) -> dict[st
     return {
         "success": True,
         "collection_name": job.collection,
-        "how": "in_place",
+        "how": "new_points" if at.is_new_only else "in_place",
         "documents_processed": at.seen,
         "documents_embedded": at.embedded,
         "documents_adopted": at.adopted,
         "documents_unchanged": at.unchanged,
         "documents_without_text": at.without_text,
         "documents_changed_meanwhile": at.changed_meanwhile,
+        **({"reason": "no new points"} if at.is_new_only and not at.embedded else {}),
         "processing_time_seconds": at.elapsed_s,
         "model": tools.settings.model.name,
         "quality_metric": None if after is None else f"nDCG@{K}",

@@ -145,7 +145,7 @@ class TaskWorker:
         if self._tools is None:
             self._tools = self._make_tools(self._pacer.pace)
         self._pacer.reset()
-        return task(job, self._tools)
+        return task(job, self._tools.of(job.collection))
 
     def _failed(self, command: Run, code: str, message: str, cpu_s: float, *, is_transient: bool) -> None:
         self._port.send(

@@ -110,7 +110,11 @@ class OwnerService:
                 return calls.Changed(count=1)
             case calls.Scroll():
                 points, after = store.scroll(
-                    call.collection, after=call.after, limit=check_limit(call.limit), with_vectors=call.with_vectors
+                    call.collection,
+                    after=call.after,
+                    limit=check_limit(call.limit),
+                    with_vectors=call.with_vectors,
+                    only_unstamped=call.only_unstamped,
                 )
                 return calls.Page(points=tuple(points), next_after=after)
             case calls.Fetch():
@@ -295,7 +299,7 @@ class OwnerService:
         ((_, result, _),) = compute(
             [QueryJob(text=call.text)],
             call.collection,
-            self._tools,
+            self._tools.of(call.collection),
             limit=call.limit,
             candidates=self._settings.rerank.candidates,
             is_reranked=call.is_reranked,
@@ -323,7 +327,7 @@ class OwnerService:
 
     def _with_vectors(self, collection: str, points: Sequence[Point]) -> list[Point]:
         """Return `points`, those without a vector embedded from their text, by the collection's model, and stamped."""
-        field = self._settings.model.text_field
+        field = self._settings.of(collection).model.text_field
         missing = [point for point in points if point.vector is None]
         for point in missing:
             text = point.payload.get(field)

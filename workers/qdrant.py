@@ -28,7 +28,7 @@ from .names import (
 )
 from .retries import until_answered
 from .sparse import SAMPLE, SparseEncoder, SparseRow, encoder_of
-from .vectors import AS_KEY, COPIED_KEY, STAMP_KEY, Only, Rewrite, Vectors
+from .vectors import AS_KEY, COPIED_KEY, MADE_BY_KEY, STAMP_KEY, Only, Rewrite, Vectors
 from .versions import is_ours, serving_aliases
 
 ENCODER_KNOWN_S = 600.0  # then it is looked again for what made a collection's sparse vectors
@@ -219,11 +219,22 @@ class QdrantStore:
 
     @_reachable
     def scroll(
-        self, name: str, *, after: PointId | None = None, limit: int = 64, with_vectors: bool = False
+        self,
+        name: str,
+        *,
+        after: PointId | None = None,
+        limit: int = 64,
+        with_vectors: bool = False,
+        only_unstamped: bool = False,
     ) -> tuple[list[Point], PointId | None]:
         info = self.info(name)
         records, next_id = self._client.scroll(
-            info.name, offset=after, limit=limit, with_payload=True, with_vectors=with_vectors
+            info.name,
+            offset=after,
+            limit=limit,
+            scroll_filter=_unstamped() if only_unstamped else None,
+            with_payload=True,
+            with_vectors=with_vectors,
         )
         return [_point(record, info) for record in records], next_id
 
@@ -625,6 +636,12 @@ def _is_marked(mark: str) -> Any:
     from qdrant_client import models
 
     return models.FieldCondition(key=MARK_FIELD, match=models.MatchValue(value=mark))
+
+
+def _unstamped() -> Any:
+    from qdrant_client import models
+
+    return models.Filter(must=[models.IsEmptyCondition(is_empty=models.PayloadField(key=MADE_BY_KEY))])
 
 
 def _forget(alias: str) -> Any:

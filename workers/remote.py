@@ -60,9 +60,18 @@ class RemoteStore:
         return Path(self._ask(calls.Lent, calls.Lend(collection=name)).folder)
 
     def scroll(
-        self, name: str, *, after: PointId | None = None, limit: int = 64, with_vectors: bool = False
+        self,
+        name: str,
+        *,
+        after: PointId | None = None,
+        limit: int = 64,
+        with_vectors: bool = False,
+        only_unstamped: bool = False,
     ) -> tuple[list[Point], PointId | None]:
-        page = self._ask(calls.Page, calls.Scroll(collection=name, after=after, limit=limit, with_vectors=with_vectors))
+        call = calls.Scroll(
+            collection=name, after=after, limit=limit, with_vectors=with_vectors, only_unstamped=only_unstamped
+        )
+        page = self._ask(calls.Page, call)
         return list(page.points), page.next_after
 
     def fetch(self, name: str, ids: Sequence[PointId], *, with_vectors: bool = False) -> list[Point]:

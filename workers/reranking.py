@@ -114,7 +114,9 @@ def _computed(
         results.append(result)
         if result.rerank_scores:
             before_ids = _ids(candidates)[: len(result.ids)]
-            measures.append(measured(query.text, tools.reranker.name, before_ids, result.ids, query.judgments))
+            measures.append(
+                measured(query.text, order_name(tools, collection), before_ids, result.ids, query.judgments)
+            )
         if is_judged(query.judgments):
             at.judged += 1
             at.before_sum += ndcg(_ids(candidates)[: settings.top_k], query.judgments, K)
@@ -141,6 +143,12 @@ def warm(job: Job, tools: Tools) -> Steps:
         return Outcome(result=result, is_skipped=True)
     ended = yield from rerank(replace(job, queries=(*job.queries, *again)), tools)
     return replace(ended, result=ended.result | {"queries_checked": len(job.cached), "queries_outdated": len(again)})
+
+
+def order_name(tools: Tools, collection: str) -> str:
+    """Return what the order of results is by: figures of one order are never averaged with those of another."""
+    recency = tools.settings.recency
+    return tools.reranking(collection).name + ("" if recency is None else f", recency at {recency.weight:g}")
 
 
 def _ids(hits: Sequence[Hit]) -> list[int | str]:

@@ -15,6 +15,7 @@ from ..ipc.records import ComputedResult, Hit, QueryJob
 from ..ipc.settings import ModelSettings
 from .candidates import Candidates, find
 from .quality import is_judged, ndcg
+from .recency import by_recency
 from .scoring import Question, score_each
 from .task import Floats, Tools
 from .vectors import STAMP_KEY, Vectors
@@ -55,7 +56,10 @@ def compute(
         cpu_before_s = time.process_time()
         if ranking.problem:
             told(job, ranking.problem)
-        ranked = in_order(hits, ranking.scores)[:limit]
+        ranked = in_order(hits, ranking.scores)
+        if tools.settings.recency is not None:
+            ranked = by_recency(ranked, tools.settings.recency, tools.clock())
+        ranked = ranked[:limit]
         cost_s = shared_s + ranking.cost_s + time.process_time() - cpu_before_s
         result = None
         if ranked:

@@ -128,6 +128,14 @@ def is_plain(collection: str, tools: Tools) -> bool:
     return all(maker_of(point.payload) == (maker.model, maker.revision) for point in with_text)
 
 
+def is_ours(collection: str, tools: Tools) -> bool:
+    """Say the same of a collection that may have new points, without a stamp, on its first page: not of them alone."""
+    maker = tools.maker
+    points, _ = tools.store.scroll(collection, limit=tools.settings.scroll_size)
+    makers = {maker_of(point.payload) for point in points if is_stamped(point.payload)}
+    return makers == {(maker.model, maker.revision)}
+
+
 def plan_of(
     survey: Survey,
     info: CollectionInfo,

@@ -8,7 +8,7 @@ Job ──▶ steps(job, tools) ──▶ Step, Step, Step ... ──▶ Outcome
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Protocol
 
@@ -143,6 +143,10 @@ class Tools:
     """What queries were embedded last: one of several collections is embedded once."""
     reached: Callable[[str], None] = lambda _point: None
     """Told each point of a re-index at which a crash has to be survived: tests end the process there."""
+
+    def of(self, collection: str) -> Tools:
+        """Return the same with the settings of a collection."""
+        return replace(self, settings=self.settings.of(collection))
 
     def searching(self, collection: str) -> Embedder:
         """Return what embeds queries of a collection: the model that made its vectors."""

@@ -24,6 +24,9 @@ STAMP_KEY = "_morgan"
 With "chunking" where the setting of that name is not empty, and COPIED_KEY on what a re-index copied into a new version.
 """
 
+MADE_BY_KEY = f"{STAMP_KEY}.rev"
+"""What a point has of which a re-index knows: a point that is written anew has lost it."""
+
 COPIED_KEY = "copied"
 """Of a stamp: the collection that a re-index copied the point into. A point that is written anew loses it."""
 
@@ -86,9 +89,18 @@ class VectorStore(Protocol):
         ...
 
     def scroll(
-        self, name: str, *, after: PointId | None = None, limit: int = 64, with_vectors: bool = False
+        self,
+        name: str,
+        *,
+        after: PointId | None = None,
+        limit: int = 64,
+        with_vectors: bool = False,
+        only_unstamped: bool = False,
     ) -> tuple[list[Point], PointId | None]:
-        """Return up to `limit` points in id order from `after` (inclusive), and where the next page starts or None."""
+        """Return up to `limit` points in id order from `after` (inclusive), and where the next page starts or None.
+
+        `only_unstamped`: those alone whose payload has no MADE_BY_KEY, which are found by an index of it where there is one.
+        """
         ...
 
     def fetch(self, name: str, ids: Sequence[PointId], *, with_vectors: bool = False) -> list[Point]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -16,13 +16,13 @@ import pytest
 from qdrant_client import QdrantClient, models
 
 from morgan.background.ipc.errors import CollectionNotFound, InvalidArgument, StoreUnavailable, VectorSizeMismatch
-from morgan.background.ipc.records import CollectionInfo, Point, PointId
+from morgan.background.ipc.records import CollectionInfo, IndexSettings, Point, PointId
 from morgan.background.ipc.settings import Secret, StoreSettings
 from morgan.background.workers.edge import EdgeStore
 from morgan.background.workers.fingerprint import fingerprint, stamp
 from morgan.background.workers.names import DISTANCES
 from morgan.background.workers.qdrant import QdrantStore, connect, is_rebuildable, settings_of
-from morgan.background.workers.vectors import STAMP_KEY, Rewrite, Vectors, VectorStore
+from morgan.background.workers.vectors import MADE_BY_KEY, STAMP_KEY, Rewrite, Tunable, Vectors, VectorStore
 
 SIZE = 16
 RNG = np.random.default_rng(7)
@@ -188,6 +188,23 @@ def test_pages_hold_every_point_once_in_the_order_of_their_ids(
             break
         assert after == wanted[len(seen)]
     assert seen == wanted
+
+
+def test_points_that_no_reindex_has_seen_are_found_with_an_index_of_stamps_and_without(store: VectorStore) -> None:
+    store.create("c", SIZE)
+    mark = {STAMP_KEY: stamp("fp", "model", "rev")}
+    marked = [Point(id=one.id, payload=one.payload | mark, vector=one.vector) for one in points(6)]
+    store.upsert("c", [*marked, *points(3, start=10)])
+    for _ in range(2):
+        first, after = store.scroll("c", only_unstamped=True, limit=2)
+        rest, end = store.scroll("c", only_unstamped=True, after=after)
+        assert (ids(first), after, ids(rest), end) == ([10, 11], 12, [12], None)
+        cast(Tunable, store).configure_index("c", IndexSettings(), {MADE_BY_KEY: "keyword"})
+    store.upsert("c", [points(1)[0]])  # written anew by an application: without its stamp
+    assert ids(store.scroll("c", only_unstamped=True)[0]) == [1, 10, 11, 12]
+    store.delete("c", [10])
+    store.upsert("c", [Point(id=11, payload={"text": "b"} | mark, vector=marked[0].vector)])
+    assert ids(store.scroll("c", only_unstamped=True)[0]) == [1, 12]
 
 
 def test_a_page_of_an_empty_collection_is_empty(store: VectorStore) -> None:

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from morgan.background.ipc.errors import ConfigError
-from morgan.background.ipc.settings import GateSettings, TuningSettings
+from morgan.background.ipc.settings import GateSettings, RecencySettings, TuningSettings
 from morgan.background.supervisor.config import (
     RANGES,
     SECTIONS,
+    Collection,
     Config,
     as_environment,
     default_toml,
@@ -55,12 +56,14 @@ def test_the_printed_default_file_is_the_defaults(tmp_path: Path) -> None:
     assert {name: getattr(found, "limits_" if name == "limits" else name) for name in SECTIONS} == {
         name: kind() for name, kind in SECTIONS.items()
     }
+    assert found.collections == Config().collections
 
 
 def test_the_documented_table_is_every_key_with_its_default_and_range() -> None:
-    rows = re.findall(r"^\| `([a-z_.]+)` \| `(.*?)` \| (.*?) \|", (ROOT / "docs/configuration.md").read_text(), re.M)
+    rows = re.findall(r"^\| `([a-zA-Z_.]+)` \| `(.*?)` \| (.*?) \|", (ROOT / "docs/configuration.md").read_text(), re.M)
     documented = {key: json.loads(default) for key, default, _ in rows}
-    actual = {f"{s}.{k}": getattr(kind(), k) for s, kind in SECTIONS.items() for k in kind.__struct_fields__}
+    sections = {**SECTIONS, "collections.NAME": Collection}
+    actual = {f"{s}.{k}": getattr(kind(), k) for s, kind in sections.items() for k in kind.__struct_fields__}
     assert documented == json.loads(json.dumps(actual))
     ranges = {key: f"{low:g} to {high:.0f}" for key, (low, high) in RANGES.items()}
     assert {key: words for key, _, words in rows if key in RANGES} == ranges
@@ -194,6 +197,7 @@ def test_quiet_hours_may_end_as_the_active_ones_begin() -> None:
 
 def test_a_configuration_reaches_another_process_through_its_environment(tmp_path: Path) -> None:
     text = "[service]\nworkers = 3\n[schedule]\nauto = false\ncollections = ['a', 'b']\n[limits]\nmemory_limit = 0.5\n"
+    text += "[collections.notes]\ntext_field = 'body'\ntime_field = 'at'\nrecency_half_life_days = 14\n"
     config = load(written(tmp_path, text), EMPTY)
     again = load(env=EMPTY | as_environment(config))
     assert again == msgspec.structs.replace(config, source=None)
@@ -215,3 +219,48 @@ def test_what_a_tune_aims_at_is_what_workers_are_given(tmp_path: Path) -> None:
     tuning = load(written(tmp_path, "[tuning]\nrecall_goal = 0.9\napply = true\n"), EMPTY).worker_settings().tuning
     assert tuning == TuningSettings(recall_goal=0.9, apply=True)
     assert Config().worker_settings().tuning == TuningSettings()
+
+
+def test_a_collection_has_settings_of_its_own_under_its_name_and_its_versions(tmp_path: Path) -> None:
+    text = "[model]\nsource_field = 'url'\n[collections.notes]\ntext_field = 'body'\ntime_field = 'at'\n"
+    found = load(written(tmp_path, text + "recency_half_life_days = 14\nrecency_weight = 0.5\n"), EMPTY)
+    assert sorted(found.collections) == ["morgan_memories", "notes"]
+    for name in ("notes", "notes__v3"):
+        own = found.worker_settings().of(name)
+        assert (own.model.text_field, own.model.source_field) == ("body", "url")
+        assert own.recency == RecencySettings(time_field="at", half_life_s=14 * 86400, weight=0.5)
+    for name in ("docs", "notes__v", "notes__v3x", "other__v3"):
+        assert found.worker_settings().of(name) is not None
+        assert (found.worker_settings().of(name).model.text_field, found.worker_settings().of(name).recency) == (
+            "text",
+            None,
+        )
+    memories = found.worker_settings().collections["morgan_memories"]
+    assert (memories.new_points, memories.recency_half_life_days) == (True, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "[collections.notes]\ntext_feld = 'a'\n",
+            "collections.notes.text_feld: unknown key; did you mean 'text_field'",
+        ),
+        ("[collections.notes]\nrecency_weight = 2\ntime_field = 'at'\n", "must be from 0 to 1"),
+        ("[collections.notes]\nrecency_half_life_days = 2\n", "set time_field as well"),
+        ("[collections]\nnotes = 3\n", "[collections.notes] must be a section, not 3"),
+    ],
+)
+def test_a_wrong_setting_of_a_collection_is_refused_in_words(tmp_path: Path, text: str, words: str) -> None:
+    assert words in refusal(written(tmp_path, text))
+
+
+def test_settings_of_collections_in_a_variable_are_json(tmp_path: Path) -> None:
+    found = load(env=EMPTY | {"MORGAN_COLLECTIONS": '{"morgan_memories": {"text_field": "said"}}'})
+    assert (found.collections["morgan_memories"].text_field, found.collections["morgan_memories"].new_points) == (
+        "said",
+        False,
+    )
+    for wrong in ("{", "[]"):
+        with pytest.raises(ConfigError, match="MORGAN_COLLECTIONS: "):
+            load(env=EMPTY | {"MORGAN_COLLECTIONS": wrong})

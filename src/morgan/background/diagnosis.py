@@ -168,7 +168,13 @@ def of_collections(config: Config, store: VectorStore, embedder: Embedder | None
             words = "does not exist: its scheduled tasks are skipped ([schedule] collections)"
             yield Finding(Level.HINT, f"collection {name}", words)
     for info in known:
-        yield from of_collection(info, store, embedder, config.model.text_field)
+        field = config.worker_settings().of(_configured(info, config)).model.text_field
+        yield from of_collection(info, store, embedder, field)
+
+
+def _configured(info: CollectionInfo, config: Config) -> str:
+    """Return the name of a collection that has settings of its own, by which applications know it."""
+    return next((name for name in (*info.aliases, info.name) if name in config.collections), info.name)
 
 
 def of_collection(info: CollectionInfo, store: VectorStore, embedder: Embedder | None, field: str) -> Iterator[Finding]:

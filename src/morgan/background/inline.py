@@ -220,7 +220,7 @@ class InlineLane:
             raise InvalidArgument("a search needs a text that is not empty and a limit of at least 1")
         with self._run_lock, self._opened():
             problems: list[str] = []
-            tools, job = self._tools_now(), QueryJob(text=text)
+            tools, job = self._tools_now().of(collection), QueryJob(text=text)
             ((_, result, candidates),) = compute(
                 [job],
                 collection,
