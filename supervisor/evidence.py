@@ -6,13 +6,13 @@ the gain in response time is of queries that the store holds now and that were s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ..ipc.durations import bucket_of, middle_of
 from . import intervals
 from .intervals import Interval, Sums
-from .quality import ALL, DAY_S, Counts, Day, add_counts, day_of, joined
+from .quality import ALL, DAY_S, Counts, Day, add_counts, day_of
 from .quality_tables import Measured
 
 LEAST = 20  # queries, judgments, lookups or searches below which nothing is concluded
@@ -24,23 +24,23 @@ NDCG, MRR, OVERLAP, AGREEMENT = "nDCG@10", "MRR@10", "overlap@10", "rank-biased 
 
 
 def report(
-    days: Iterable[Day],
+    by_collection: Mapping[str, Sequence[Day]],
     latest: Iterable[Measured],
-    measured_days: Iterable[Measured],
     response_times: Iterable[float],
     *,
     since: float,
     now: float,
 ) -> dict[str, Any]:
-    """Return the keys of a quality report, docs/protocol.md. `response_times`: of queries that the store holds, s."""
-    by_collection = joined(days)
+    """Return the keys of a quality report (docs/protocol.md), but for its history.
+
+    `days`: as `joined` gives them. `response_times`: of queries that the store holds, in seconds.
+    """
     by_name = {one.collection: one for one in latest}
     of_all = _sum_of(by_collection.get(ALL, []))
     computed: Counts = {}
     for rows in by_collection.values():
         add_counts(computed, _sum_of(rows).computed)
     names = sorted((by_collection.keys() | by_name.keys()) - {ALL})
-    history = _history(by_collection, measured_days)
     return {
         "since": since,
         "until": now,
@@ -51,7 +51,6 @@ def report(
             "gain": gain(response_times, of_all.served),
         },
         "collections": [_of_collection(name, by_collection.get(name, []), by_name.get(name)) for name in names],
-        "history": history,
     }
 
 
@@ -179,7 +178,7 @@ def satisfaction(rows: Sequence[Day]) -> dict[str, Any]:
     return found | {"trend": {"count": found["count"], "days": days, "direction": direction, **_rounded(slope, 6)}}
 
 
-def _history(by_collection: dict[str, list[Day]], measured: Iterable[Measured]) -> list[dict[str, Any]]:
+def history(by_collection: Mapping[str, Iterable[Day]], measured: Iterable[Measured]) -> list[dict[str, Any]]:
     """Return a row for each day and collection, oldest first; figures of a day on which there were too few are None."""
     rows: dict[tuple[int, str], dict[str, Any]] = {}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..ipc.commands import Role
@@ -9,7 +10,7 @@ from ..ipc.records import ExecutionRecord, QueryRecord, ScheduleRecord, TaskReco
 from . import evidence, procfs
 from .cgroup import in_force
 from .core import Core
-from .quality import day_of
+from .quality import Day, day_of, joined
 from .scheduler import period_s
 from .waiting import wait_of
 
@@ -175,25 +176,25 @@ def activity(core: Core, limit: int, now: float) -> dict[str, Any]:
     }
 
 
-def quality(core: Core, now: float, days: int = QUALITY_DAYS) -> dict[str, Any]:
-    """Return what is known of quality in the last so many days: the keys of evidence.report."""
+def quality(core: Core, now: float, days: int) -> dict[str, Any]:
+    """Return what is known of quality in the last so many days, and of each of them."""
     since, tables = evidence.first_day(now, days), core.journal.quality
     tables.sum_up(now)
-    return evidence.report(
-        [*tables.days(day_of(since)), *core.quality.rows()],
-        tables.measured(since),
-        tables.measured_days(day_of(since)),
-        core.keeper.response_times(),
-        since=since,
-        now=now,
-    )
+    found = joined([*tables.days(day_of(since)), *core.quality.rows()])
+    of_days = evidence.history(found, tables.measured_days(day_of(since)))
+    return _report(core, found, since, now) | {"history": of_days}
 
 
 def summary(core: Core, now: float) -> dict[str, Any]:
-    """Return the same of QUALITY_DAYS, without the single days."""
-    found = quality(core, now)
-    del found["history"]
-    return found
+    """Return the same of QUALITY_DAYS as a whole."""
+    since = evidence.first_day(now, QUALITY_DAYS)
+    found = joined([*core.journal.quality.days(day_of(since)), *core.quality.rows()])
+    return _report(core, found, since, now)
+
+
+def _report(core: Core, found: Mapping[str, Sequence[Day]], since: float, now: float) -> dict[str, Any]:
+    latest, times = core.journal.quality.measured(since), core.keeper.response_times()
+    return evidence.report(found, latest, times, since=since, now=now)
 
 
 def execution_row(e: ExecutionRecord) -> dict[str, Any]:

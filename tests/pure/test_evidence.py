@@ -10,7 +10,7 @@ from morgan.background.ipc.durations import bucket_of
 from morgan.background.ipc.records import Measure
 from morgan.background.supervisor import evidence
 from morgan.background.supervisor.journal import Journal
-from morgan.background.supervisor.quality import DAY_S, Day, QualityLog, day_of
+from morgan.background.supervisor.quality import DAY_S, Day, QualityLog, day_of, joined
 from morgan.background.supervisor.quality_tables import Measured
 from morgan.background.workers.quality import paired_bootstrap
 
@@ -19,7 +19,7 @@ NOW = TODAY * DAY_S + 3600.0
 
 
 def report(*days: Day, latest: list[Measured] | None = None, times: list[float] | None = None) -> dict[str, object]:
-    return evidence.report(days, latest or [], [], times or [], since=0.0, now=NOW)
+    return evidence.report(joined(days), latest or [], times or [], since=0.0, now=NOW)
 
 
 def measured(before: list[float], after: list[float], reranker: str = "r") -> Journal:

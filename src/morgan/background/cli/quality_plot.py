@@ -5,6 +5,7 @@ matplotlib is imported late: see plot.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
         axes.set_ylabel(label, fontsize="small")
         for number, (name, (days, values, low, high)) in enumerate(sorted(drawn.items())):
             line, grey = LINES[number % len(LINES)], GREYS[number % len(GREYS)]
-            axes.fill_between(days, low, high, color=grey, alpha=0.2, linewidth=0)
+            axes.vlines(days, low, high, color=grey, linewidth=0.8)  # a band would show nothing of a single day
             axes.plot(days, values, linestyle=line, color=grey, marker=".", label=name)
         if not drawn:
             axes.text(0.5, 0.5, "not enough yet on any one day", transform=axes.transAxes, ha="center", color="#707070")
@@ -46,7 +47,7 @@ def draw(found: Mapping[str, Any], path: Path) -> None:
         axes.grid(axis="y", color="#909090", linewidth=0.4)
     panels[3].set_yscale("log")
     axes = panels[-1]
-    axes.set_xlim(found["since"] / DAY_S, found["until"] / DAY_S)
+    axes.set_xlim(found["since"] / DAY_S, math.floor(found["until"] / DAY_S) + 1)
     locator = dates.AutoDateLocator(minticks=3, maxticks=13)
     axes.xaxis.set_major_locator(locator)
     axes.xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))
