@@ -148,6 +148,7 @@ def test_with_too_little_evidence_no_figure_is_given() -> None:
     assert render.quality(report()) == []
     assert render.quality(found) == [
         "hit rate: not enough yet: 19 of 20 lookups",
+        "docs: served from the store: not enough yet: 1 of 20 searches",
         "docs: satisfaction: not enough yet: 3 of 20 judgments",
     ]
 
@@ -162,7 +163,10 @@ def test_the_gain_is_of_queries_that_were_timed_before_they_had_a_result() -> No
     assert gain["low"] <= gain["value"] <= gain["high"]
     assert found["response_time"]["computed"]["p50_s"] == pytest.approx(9.0, rel=0.1)  # type: ignore[index]
     assert found["hit_rate"]["value"] == 0.75  # type: ignore[index]
-    assert "times as fast from the store" in render.quality(found)[1]
+    lines = render.quality(found)
+    assert "times as fast from the store" in lines[1]
+    assert lines[2].startswith("docs: computed searches: median ")
+    assert lines[2].endswith(", 500 timed")
 
 
 @pytest.mark.parametrize(

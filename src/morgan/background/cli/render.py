@@ -134,7 +134,10 @@ def quality(report: Mapping[str, Any]) -> list[str]:
         spans = f"overlap@10 {_span(alike.get('overlap@10', {}), percent)}"
         words = f"the reranker's first ten and the vector search's: {spans}, {alike['count']} queries"
         lines.append(_evidence(f"{name}: rank agreement", alike, words))
-        happy = one["satisfaction"]
+        took, served, happy = one["response_time"], one["served"], one["satisfaction"]
+        lines.append(_evidence(f"{name}: computed searches", took, _response_time(took)))
+        share = f"{_span(served, percent)} of {served['count']} searches"
+        lines.append(_evidence(f"{name}: served from the store", served, share))
         lines.append(_evidence(f"{name}: satisfaction", happy, _satisfaction(happy)))
     return [line for line in lines if line]
 
@@ -162,6 +165,14 @@ def _gain(gain: Mapping[str, Any]) -> str:
         f" {short(gain['served_s'])} of {gain['served']} searches, {short(gain['searched_s'])} when these {gain['count']}"
         " queries were computed"
     )
+
+
+def _response_time(found: Mapping[str, Any]) -> str:
+    if "p50_s" not in found:
+        return ""
+    words = f"median {short(found['p50_s'])} ({short(found['p50_low_s'])} to {short(found['p50_high_s'])})"
+    tail = "" if found["p95_s"] is None else f", 95th percentile {short(found['p95_s'])}"
+    return f"{words}{tail}, {found['count']} timed"
 
 
 def short(seconds: float) -> str:
