@@ -11,6 +11,8 @@ import pytest
 from qdrant_client import QdrantClient
 
 from morgan.background import PrecomputedSearchCache
+from morgan.background.ipc import messages
+from morgan.background.ipc.client import expect
 from morgan.background.ipc.errors import InvalidArgument
 from morgan.background.ipc.result import CachedResult
 
@@ -62,6 +64,25 @@ def test_searches_are_counted_with_their_response_times_whether_they_hit_or_miss
     assert popular.average_response_time > 0
     stats = cache.get_cache_stats()
     assert (stats["cache_lookups"], stats["cache_hits"]) == (3, 2)
+
+
+def test_the_gain_is_told_of_searches_as_their_caller_saw_them(cache: PrecomputedSearchCache) -> None:
+    def search(query: str, collection: str) -> list[str]:
+        return [query] * int(sum(n * n for n in range(10_000)) > 0)  # some hundred times a lookup's time
+
+    ask = cache.wrap(search)
+    for number in range(25):
+        for _ in range(2):
+            assert ask(f"q{number}", "docs") == [f"q{number}"]
+    report = expect(messages.Report, cache._lane.request(messages.Quality())).report
+    gain = report["response_time"]["gain"]
+    assert (gain["count"], gain["served"]) == (25, 25)
+    assert gain["low"] <= gain["value"] <= gain["high"]
+    assert gain["value"] == pytest.approx(gain["searched_s"] / gain["served_s"], rel=0.02)
+    assert report["response_time"]["computed"]["count"] == 25
+    (docs,) = report["collections"]
+    assert (docs["served"]["hits"], docs["served"]["count"]) == (25, 50)
+    assert (report["hit_rate"]["count"], report["hit_rate"]["value"]) == (50, 0.5)
 
 
 def test_without_a_tenant_nothing_is_kept_and_tenants_see_their_own(cache: PrecomputedSearchCache) -> None:
