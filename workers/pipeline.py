@@ -5,7 +5,7 @@
     writes              1     2
     reported                  1     2       what a checkpoint says is written
 
-The store's calls are made by one further thread, one after the other, where the store may be used by another thread.
+The store's calls are made by further threads, one that reads and one that writes, where it may be used by others than this one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Piece(Generic[Done]):
 
 
 def takes_threads(store: VectorStore) -> bool:
-    """Say whether another thread than this one may call it."""
+    """Say whether other threads than this one may call it, two at a time."""
     return bool(getattr(store, "takes_threads", False))
 
 
@@ -51,7 +51,7 @@ def pieces(
     *,
     is_overlapping: bool,
 ) -> Generator[Piece[Done], None, None]:
-    """Yield each piece from `after` on once it is written. `make` is called by this thread, the others by a further one.
+    """Yield each piece from `after` on once it is written. `make` is called by this thread, the others by further ones.
 
     Where this is left early, what was made is still written: it is not lost, and not reported.
     """
@@ -61,7 +61,9 @@ def pieces(
             yield Piece(points, after, write(make(points)))
             if after is None:
                 return
-    store = ThreadPoolExecutor(1, thread_name_prefix="store")
+    store = ThreadPoolExecutor(
+        2, thread_name_prefix="store"
+    )  # for one read and one write: each waits for the last of its kind
     try:
         coming: Future[tuple[list[Point], PointId | None]] | None = store.submit(read, after)
         last: tuple[Sequence[Point], PointId | None, Future[Done]] | None = None
