@@ -12,7 +12,7 @@ from .vectors import VectorStore
 def open_store(settings: StoreSettings, owner_socket: str | None) -> VectorStore:
     """Return the configured server, the embedded store through its owner, or (no socket) the embedded store itself."""
     if not settings.is_embedded:
-        from .qdrant import connect
+        from .qdrant_clients import connect
 
         return connect(settings)
     if owner_socket is not None:

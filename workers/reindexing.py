@@ -11,8 +11,9 @@ import msgspec
 from ..ipc.errors import InvalidArgument
 from ..ipc.records import CollectionInfo, IndexSettings, TaskProgress
 from .in_place import InPlace, refresh
+from .rebuilds import Shadow
 from .rollback import drop_expired
-from .shadow import Shadow, rebuild
+from .shadow import rebuild
 from .survey import Plan, Survey, is_ours, is_plain, plan_of, surveyed
 from .task import Job, Outcome, Step, Steps, Tools
 from .vectors import MADE_BY_KEY, Tunable

@@ -33,7 +33,7 @@ from .courtesy import make_courteous, pin
 from .handover import Handover, make_embedder
 from .link import ORPHANED
 from .process import Models
-from .qdrant import load_client
+from .qdrant_clients import load_client
 from .reranker import CrossEncoderReranker, make_reranker
 
 log = logging.getLogger(__name__)

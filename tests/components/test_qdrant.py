@@ -21,7 +21,8 @@ from morgan.background.ipc.settings import Secret, StoreSettings
 from morgan.background.workers.edge import EdgeStore
 from morgan.background.workers.fingerprint import fingerprint, stamp
 from morgan.background.workers.names import DISTANCES
-from morgan.background.workers.qdrant import QdrantStore, connect, is_rebuildable, settings_of
+from morgan.background.workers.qdrant import QdrantStore
+from morgan.background.workers.qdrant_clients import connect, is_rebuildable, settings_of
 from morgan.background.workers.vectors import MADE_BY_KEY, STAMP_KEY, Rewrite, Tunable, Vectors, VectorStore
 
 SIZE = 16

@@ -136,7 +136,7 @@ def _lane_for(
 
     store = None
     if vector_db_client is not None:
-        from .workers.qdrant import is_rebuildable, settings_of
+        from .workers.qdrant_clients import is_rebuildable, settings_of
 
         store = settings_of(vector_db_client) if is_rebuildable(vector_db_client) else None
     if reranking_service is None and (vector_db_client is None or store is not None):

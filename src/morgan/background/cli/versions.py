@@ -30,7 +30,7 @@ def adopt(args: argparse.Namespace) -> int:
             (made,) = expect(calls.CollectionList, client.call(call)).collections
     else:
         from ..workers.adopting import adopt_alias
-        from ..workers.qdrant import connect
+        from ..workers.qdrant_clients import connect
 
         store, progress = connect(settings), Progress()
         try:
