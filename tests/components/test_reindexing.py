@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -230,9 +231,29 @@ def test_an_adoption_cut_off_in_its_first_page_goes_on_adopting(tools: Tools) ->
     assert (ended["documents_unchanged"], ended["documents_adopted"], ended["documents_embedded"]) == (8, 12, 0)
 
 
+class OneAtATime:
+    """A store that threads may call: the client in memory, which they may not, behind a lock."""
+
+    takes_threads = True
+
+    def __init__(self, inner: QdrantStore) -> None:
+        self._inner, self._lock = inner, threading.Lock()
+
+    def __getattr__(self, name: str) -> Any:
+        held = getattr(self._inner, name)
+        if not callable(held):
+            return held
+
+        def call(*args: Any, **options: Any) -> Any:
+            with self._lock:
+                return held(*args, **options)
+
+        return call
+
+
 @pytest.mark.parametrize("died_at", range(1, 6))
 def test_where_pieces_overlap_a_crash_has_no_more_embedded_twice_than_a_page(tools: Tools, died_at: int) -> None:
-    tools.store.takes_threads = True  # pieces of half a page
+    tools = replace(tools, store=OneAtATime(tools.store))  # pieces of half a page
     steps: list[Step] = []
 
     def die(step: Step) -> Verdict:
