@@ -326,7 +326,7 @@ def run(
     to_fit, to_choose = split(train.claims, CHOOSE_EVERY)
     training = trained(index.cases(to_fit, CANDIDATES), plan, out, threads, base)
     late = KeptLate(embedder, out / "late.npz")
-    views = Views(late, KeptCross(CrossEncoderReranker(str(out / "model"), threads=threads)), plan.max_words)
+    views = Views(late, KeptCross(CrossEncoderReranker(str(out / "model"))), plan.max_words)
     choosing = index.cases(to_choose, CANDIDATES)
     columns = columns_of(choosing, views, "claims to choose by")
     late.save()
