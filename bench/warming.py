@@ -186,8 +186,8 @@ class OurStore:
         self.popularity = Popularity(max(PER_ENTRY * capacity, CAPACITY))
         self._store = ResultStore(folder / "results", capacity=capacity + 1)
         policy = CachePolicy(ttl_s=1e9, soft_ttl_s=1e9, max_entries=capacity)
-        admission = Policy(capacity, self.popularity, refresh=REFRESH)
-        self.keeper = ResultKeeper(self._store, CounterFold(folder / "readers"), self.popularity, policy, admission)
+        self.keeper = ResultKeeper(self._store, CounterFold(folder / "readers"), self.popularity, policy)
+        self.keeper.admission = Policy(capacity, self.keeper.aliases, refresh=REFRESH)
         self._cost_s = cost_s
         self._held: set[str] = set()
         self._keys: dict[int, str] = {}

@@ -59,7 +59,8 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
     if origin in (typing.Union, types.UnionType):
         return st.one_of(*map(values, parts))
     if origin is tuple:
-        return st.lists(values(parts[0]), max_size=3).map(tuple)
+        is_fixed = parts[-1] is not Ellipsis
+        return st.tuples(*map(values, parts)) if is_fixed else st.lists(values(parts[0]), max_size=3).map(tuple)
     if origin is dict:
         return st.dictionaries(values(parts[0]), values(parts[1]), max_size=3)
     if issubclass(kind, enum.Enum):
