@@ -40,7 +40,7 @@ class Clock:
         monkeypatch.setattr("morgan.background.supervisor.monitor.time", said)
 
     def sleep(self, seconds: float) -> None:
-        self.at_s += seconds
+        self.at_s += max(round(seconds), 1)  # whole seconds, too
 
 
 @pytest.fixture

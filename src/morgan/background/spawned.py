@@ -132,7 +132,10 @@ class SpawnedLane(DaemonLane):
         if (kept := self._kept.get(type(message))) is None:
             return None
         if isinstance(message, messages.Activity):
-            return {name: copy.deepcopy(rows[: message.limit]) for name, rows in kept.items()}
+            return {
+                name: copy.deepcopy(held[: message.limit] if isinstance(held, list) else held)
+                for name, held in kept.items()
+            }
         return copy.deepcopy(kept)
 
     def close(self) -> None:
