@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from morgan.background.workers.in_place import InPlace, refresh
 from morgan.background.workers.task import Job, Outcome, Tools, Verdict, drive
 from morgan.background.workers.vectors import Rewrite, Vectors, VectorStore
 
-from .fake_embedder import FakeReranker
+from .fake_embedder import FakeEmbedder, FakeReranker
 
 POINTS = 640
 ROUNDS = 3
@@ -33,7 +33,9 @@ class FakeStore:
     def __init__(self, call_s: float, *, takes_threads: bool) -> None:
         self.call_s, self.takes_threads = call_s, takes_threads
 
-    def scroll(self, _: str, *, after: PointId | None = None, limit: int) -> tuple[list[Point], PointId | None]:
+    def scroll(
+        self, _: str, *, after: PointId | None = None, limit: int, only_unstamped: bool = False
+    ) -> tuple[list[Point], PointId | None]:
         time.sleep(self.call_s)
         start = int(after or 0)
         end = min(start + limit, POINTS)
@@ -45,20 +47,16 @@ class FakeStore:
         return len(rewrites)
 
 
-class FakeRate:
-    """An Embedder that takes as long for a text as one of `rate` texts a second."""
-
-    name, revision, size = "fake", "fake", 4
+class FakeRate(FakeEmbedder):
+    """Takes as long for a text as one of `rate` texts a second."""
 
     def __init__(self, rate: float) -> None:
+        super().__init__("fake", 4)
         self._rate = rate
 
     def embed(self, texts: Sequence[str], *, pace: Callable[[], None] | None = None) -> Vectors:
         time.sleep(len(texts) / self._rate)
         return np.full((len(texts), self.size), 0.5, dtype=np.float32)
-
-    def token_vectors(self, texts: Sequence[str], *, pace: Callable[[], None] | None = None) -> Any:
-        raise NotImplementedError("a re-index needs none")
 
 
 def points_per_s(rate: float, call_ms: float, *, takes_threads: bool) -> float:
