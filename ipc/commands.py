@@ -45,6 +45,7 @@ class Run(Message, tag="run", frozen=True):
     params: dict[str, Any] = {}
     queries: tuple[QueryJob, ...] = ()
     cached: tuple[QueryJob, ...] = ()  # those that have a result, to be seen whether it still holds
+    why_none: str = ""  # why there are no queries although some lack a result
     checkpoint: dict[str, Any] | None = None
 
 

@@ -639,28 +639,32 @@ class Core:
                 params=leased.params,
                 checkpoint=checkpoint,
             )
+        queries, why_none = self._queries_for(leased, now)
         return Run(
             task_id=leased.task_id,
             task_type=leased.task_type,
             collection=leased.collection,
             attempt=leased.attempt,
             params=leased.params,
-            queries=self._queries_for(leased, now),
+            queries=queries,
             cached=self._freshness.to_check(leased, now),
+            why_none=why_none,
             checkpoint=checkpoint,
         )
 
-    def _queries_for(self, record: TaskRecord, now: float) -> tuple[QueryJob, ...]:
+    def _queries_for(self, record: TaskRecord, now: float) -> tuple[tuple[QueryJob, ...], str]:
+        """Return what a task computes, and why that is nothing although results are lacking."""
+
         def popular(limit: int, min_frequency: int) -> list[QueryRecord]:
             self.collect_counts(now)  # what readers were served counts as much as what was searched
             return self.popularity.popular(now, record.collection, limit, min_frequency)
 
-        stale = self._freshness.stale_queries(record.collection, now)
+        stale, why_none = self._freshness.stale_queries(record.collection, now), ""
         if self.warming.plans(record):
             self.collect_counts(now)
             plan = self._plan(record, stale, now)
-            popular, stale = (lambda *_: list(plan.queries)), list(plan.stale)
-        return jobs_for(
+            popular, stale, why_none = (lambda *_: list(plan.queries)), list(plan.stale), plan.why_none
+        jobs = jobs_for(
             record.task_type,
             record.collection,
             record.params,
@@ -672,6 +676,7 @@ class Core:
             is_worth=lambda text: self.keeper.is_worth(text, record.collection, now),
             stale=stale,
         )
+        return jobs, why_none
 
     def _plan(self, record: TaskRecord, stale: Sequence[str], now: float) -> Plan:
         """Plan what a warm or rerank task computes, and when its collection is warmed next."""

@@ -40,6 +40,7 @@ class Plan:
     queries: Sequence[QueryRecord]
     stale: Sequence[str]
     cadence: Cadence | None = None  # of its collection from now on; None: as before
+    why_none: str = ""  # why there are no queries although some lack a result
 
 
 def is_of_own_accord(record: TaskRecord) -> bool:
@@ -145,17 +146,18 @@ class Warming:
         cost_s = math.fsum(one.cost_s for one in chosen)
         key_of = {one.asked.text: one.asked.key for one in own}
         queries = [query for one in chosen if (query := self._popularity.get(key_of[one.text], now)) is not None]
+        why_none = "" if queries or not own else _why_none(len(own), budget_s)
         if record.params.get("dry_run"):
-            return Plan(queries, stale)
+            return Plan(queries, stale, why_none=why_none)
         self._running[record.task_id] = cost_s
         if not is_new_only:
-            return Plan(queries, ())
+            return Plan(queries, (), why_none=why_none)
         left_s = None if budget_s is None else budget_s - cost_s
         looked = _looked(own, chosen, limit, full_s, refill, now)
         self._looked[name], found_cadence = cadence.step(horizon_s, self._looked.get(name), looked, spare_s)
         taken = {one.text for one in chosen}
         others = [text for text in stale if text not in taken]
-        return Plan(queries, _affordable(others, left_s, held.values(), name), found_cadence)
+        return Plan(queries, _affordable(others, left_s, held.values(), name), found_cadence, why_none)
 
     def _foreseen(
         self,
@@ -204,6 +206,13 @@ def _looked(
     left = [gain for is_taken, gain in gains if not is_taken]
     lacking = math.fsum(gain for _, gain in gains)
     return Looked(now, lacking, math.fsum(left), math.fsum(heapq.nlargest(limit, left)), full_s)
+
+
+def _why_none(lacking: int, budget_s: float | None) -> str:
+    lack = f"{lacking} popular {'query lacks' if lacking == 1 else 'queries lack'} a result"
+    if budget_s is None:
+        return f"{lack}, and none is expected to be asked before its result expires"
+    return f"{lack}, and {budget_s:.1f} CPU seconds are left of what the governor can spare in an hour: later ones get the rest"
 
 
 def _affordable(stale: Sequence[str], left_s: float | None, held: Iterable[EntryInfo], name: str) -> list[str]:

@@ -12,7 +12,7 @@ import xxhash
 
 from ..ipc.errors import InvalidArgument
 from ..ipc.records import PointId, QueryJob, TaskProgress
-from .excerpts import excerpts, first_and_rest
+from .excerpts import excerpts
 from .names import check_id
 from .quality import is_judged, ndcg
 from .task import Embedder, Floats, Step
@@ -22,7 +22,6 @@ from .vectors import VectorStore
 K = 10
 AT_ONCE = 8  # queries between two steps
 PARTS = 20
-LEAST_REST = 20  # words that a document has behind its first sentence, to learn from
 
 
 class Part(StrEnum):
@@ -72,31 +71,6 @@ class Case:
         others = tuple(text for text, is_one in zip(texts, relevant, strict=False) if not is_one)
         wanted = [text for text, is_one in zip(texts, relevant, strict=False) if is_one] + texts[len(relevant) :]
         return [Example(self.query.text, text, others) for text in wanted if others]
-
-
-def beginnings(cases: Sequence[Case], count: int, max_words: int) -> list[Example]:
-    """Return examples that need no judgment, `count` at most: a document's first sentence, and its rest among others' rests.
-
-    They teach a model that never read two texts together to compare them, in the collection's own words. Of candidates of
-    the cases, the nearest first, each document once.
-    """
-    made: list[Example] = []
-    used: set[PointId] = set()
-    for rank in range(max((len(case.ids) for case in cases), default=0)):
-        for case in cases:
-            if len(made) == count:
-                return made
-            if rank >= len(case.ids) or case.ids[rank] in used:
-                continue
-            used.add(case.ids[rank])
-            halves = [first_and_rest(text) for text in case.texts]
-            first, rest = halves[rank]
-            others = [other for place, (_, other) in enumerate(halves) if place != rank and other]
-            if len(rest.split()) < LEAST_REST or len(others) < 2:
-                continue
-            relevant, *texts = excerpts(first, [rest, *others], max_words)
-            made.append(Example(first, relevant, tuple(texts)))
-    return made
 
 
 def judged(queries: Iterable[QueryJob]) -> list[QueryJob]:

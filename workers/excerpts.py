@@ -27,12 +27,6 @@ def excerpts(query: str, texts: Sequence[str], max_words: int) -> list[str]:
     return [_excerpt(text, rarity, max_words) for text in texts]
 
 
-def first_and_rest(text: str) -> tuple[str, str]:
-    """Return a text's first sentence, and what follows it; "" where nothing does."""
-    first, *rest = _BETWEEN_SENTENCES.split(text.strip(), maxsplit=1)
-    return first, rest[0] if rest else ""
-
-
 def _excerpt(text: str, rarity: dict[str, float], max_words: int) -> str:
     if len(text.split()) <= max_words:
         return text

@@ -29,6 +29,8 @@ VIEWS = ("dense", "late interaction", "BM25", "cross-encoder")
 DEFAULT_WEIGHTS = (0.7, 0.7, 0.7, 0.0)
 """Where a fit begins: equal ones, as LateInteractionReranker has them. 0.7: what their z-scores have to be multiplied by
 for the softmax over candidates to be as sharp as judgments say; the order does not depend on it."""
+CROSS_WEIGHTS = (0.7, 0.7, 0.7, 2.1)
+"""The same where a cross-encoder was trained: it counts as much as the other three, none of which saw a judgment."""
 
 
 class Similar(Protocol):

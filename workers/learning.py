@@ -16,12 +16,12 @@ from statistics import fmean
 import msgspec
 
 from ..ipc.records import TaskProgress
-from .cases import Case, Part, beginnings, gathered, judged, part_of
+from .cases import Case, Part, gathered, judged, part_of
 from .changes import anything, names_of
 from .fingerprint import fingerprint
 from .fusion import Matrix, fit_weights
 from .in_place import eta_s
-from .learned_reranker import DEFAULT_WEIGHTS, VIEWS, LearnedReranker, Views, late_of
+from .learned_reranker import CROSS_WEIGHTS, DEFAULT_WEIGHTS, VIEWS, LearnedReranker, Views, late_of
 from .quality import paired_bootstrap
 from .reranker import CrossEncoderReranker
 from .shelf import Learned, Shelf
@@ -134,12 +134,11 @@ def _train(attempt: _Attempt, cases: Sequence[Case], plan: Plan) -> Generator[St
     examples = [one for case in cases for one in case.examples(plan.max_words)]
     if len(examples) < settings.learning.train_from:
         return 0
-    warm_up = beginnings(cases, plan.warm_up_examples, plan.max_words)
     state = attempt.making / "state.pt"
     if attempt.at.is_trained and attempt.model_folder.is_dir():
-        return plan.steps(len(examples), len(warm_up))
+        return plan.steps(len(examples))
     base = settings.rerank.cross_encoder or tools.searching(attempt.job.collection).name
-    training = Training(CrossEncoderModel(base, plan.seed), examples, plan, warm_up=warm_up)
+    training = Training(CrossEncoderModel(base, plan.seed), examples, plan)
     training.restore(state)
     first, began_at, saved = training.step, tools.clock(), training.step
     try:
@@ -178,7 +177,9 @@ def _choose(attempt: _Attempt, parts: Mapping[Part, Sequence[Case]], views: View
         columns.append(views.columns(case.query.text, case.texts, case.dense, attempt.tools.pace))
         if len(columns) % CASES_PER_STEP == 0:
             yield attempt.step(len(columns), len(cases), "weighing what each view of a candidate says")
-    attempt.at.weights = fit_weights(columns, [case.relevant for case in cases], DEFAULT_WEIGHTS)
+    attempt.at.weights = fit_weights(
+        columns, [case.relevant for case in cases], CROSS_WEIGHTS if attempt.at.is_trained else DEFAULT_WEIGHTS
+    )
     yield attempt.step(len(cases), len(cases), "weighing what each view of a candidate says")
 
 

@@ -138,6 +138,7 @@ class TaskWorker:
             command.queries,
             command.checkpoint,
             command.cached,
+            command.why_none,
         )
         task = self._tasks[command.task_type]
         if isinstance(task, Bare):

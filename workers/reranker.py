@@ -77,7 +77,11 @@ class CrossEncoderReranker:
         def load(target: str, is_folder: bool) -> Any:
             from sentence_transformers import CrossEncoder
 
-            return CrossEncoder(target, device=self._device, local_files_only=is_folder)
+            made = CrossEncoder(target, device=self._device, local_files_only=is_folder)
+            from .matching import KEY, MatchingCrossEncoder
+
+            is_matching = hasattr(getattr(made.model, "config", None), KEY)
+            return MatchingCrossEncoder(made.model, made.tokenizer) if is_matching else made
 
         model = quietly_load(self._name, load)
         if model.num_labels != 1:

@@ -47,7 +47,9 @@ def rerank(job: Job, tools: Tools) -> Steps:
     done = set(at.done)
     todo = [query for query in job.queries if fingerprint(query.text) not in done]
     if not (todo or done) or info.points == 0:
-        reason = "no popular queries yet: searches are counted by track_query" if info.points else "empty collection"
+        reason = "empty collection"
+        if info.points:
+            reason = job.why_none or "no popular queries yet: searches are counted by track_query"
         return Outcome(result=_result(job, at, tools) | {"reason": reason}, is_skipped=True)
     check_size(info, tools.searching(job.collection))
     at.candidates_from = how(tools.store, job.collection, tools.settings)
@@ -138,7 +140,7 @@ def warm(job: Job, tools: Tools) -> Steps:
             checked = min(checked + AT_ONCE, len(job.cached))
             yield Step(TaskProgress(done=checked, total=len(job.cached), note="checking what is cached"))
     if not job.queries and not again and not job.checkpoint:
-        reason = "every popular query is cached, or there is none"
+        reason = job.why_none or "every popular query is cached, or there is none"
         result = _result(job, Checkpoint(), tools) | {"reason": reason, "queries_checked": len(job.cached)}
         return Outcome(result=result, is_skipped=True)
     ended = yield from rerank(replace(job, queries=(*job.queries, *again)), tools)

@@ -94,6 +94,7 @@ class Job(msgspec.Struct, frozen=True):
     queries: tuple[QueryJob, ...] = ()  # the popular queries, most popular first, with their judgments
     checkpoint: Mapping[str, Any] | None = None
     cached: tuple[QueryJob, ...] = ()  # queries that have a result already, to be seen whether it still holds
+    why_none: str = ""  # why there are no queries although some lack a result
 
 
 @dataclass(frozen=True, slots=True)

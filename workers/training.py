@@ -1,7 +1,7 @@
 """Owns one training of a reranker: a loss over groups of one query, optimizer steps that are paced, state on disk.
 
-    warm-up, examples ─▶ order by seed ─▶ groups of a query: one relevant text, others ─▶ loss, backward, pace ─▶ optimizer step
-                                                                                           state file ◀─ save, restore ─┘
+    examples ─▶ order by seed ─▶ groups of a query: one relevant text, others ─▶ loss, backward, pace ─▶ optimizer step
+                                                                                  state file ◀─ save, restore ─┘
 
 Knows neither tasks nor collections: see learning.py, and bench/train_reranker.py. What it comes to depends on the seed, the
 examples and the plan alone, also where it was cut off and went on: chance is drawn anew from the seed in every step.
@@ -40,7 +40,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     others: int = 3  # texts beside the relevant one, in a group
     easy: int = 1  # of them, drawn from all others of the query; the rest from the nearest
     hard: int = 20  # how many are the nearest
-    warm_up_examples: int = 320  # that it is shown first: beginnings of documents, and what follows (cases.py)
     max_words: int = 60  # of a text that the model reads (excerpts.py)
     max_tokens: int = 128  # of query and text together
     learning_rate: float = 5e-5
@@ -49,9 +48,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     warm_up: float = 0.1  # of the steps
     weight_decay: float = 0.01
 
-    def steps(self, examples: int, warm_up: int = 0) -> int:
-        """Return of how many optimizer steps a training on so many examples is, after so many to warm up."""
-        return max((warm_up + self.epochs * examples) // self.queries, 1)
+    def steps(self, examples: int) -> int:
+        """Return of how many optimizer steps a training on so many examples is."""
+        return max(self.epochs * examples // self.queries, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,22 +97,13 @@ class Trainable(Protocol):
 class Training:
     """See the module. `threads` of torch; raises ValueError where there is no example."""
 
-    def __init__(
-        self,
-        model: Trainable,
-        examples: Sequence[Example],
-        plan: Plan,
-        threads: int = 1,
-        warm_up: Sequence[Example] = (),
-    ) -> None:
-        """`warm_up` examples are shown first, once and in their order."""
+    def __init__(self, model: Trainable, examples: Sequence[Example], plan: Plan, threads: int = 1) -> None:
         import torch
 
         if not examples:
             raise ValueError("a training needs an example")
         self.model, self._examples, self._plan, self._threads = model, tuple(examples), plan, threads
-        self._warm_up = tuple(warm_up)
-        self.step, self.steps = 0, plan.steps(len(examples), len(warm_up))
+        self.step, self.steps = 0, plan.steps(len(examples))
         embeddings, layers = model.layers()
         for module in (embeddings, *layers[: plan.frozen_layers]):
             module.requires_grad_(False)
@@ -160,9 +150,7 @@ class Training:
         return groups
 
     def _example(self, place: int) -> Example:
-        if place < len(self._warm_up):
-            return self._warm_up[place]
-        epoch, place = divmod(place - len(self._warm_up), len(self._examples))
+        epoch, place = divmod(place, len(self._examples))
         order = list(range(len(self._examples)))
         random.Random(f"{self._plan.seed} {epoch}").shuffle(order)
         return self._examples[order[place]]
@@ -229,6 +217,6 @@ class Training:
     @property
     def _fingerprint(self) -> str:
         """Say what a state is of: it fits no other plan, examples or model."""
-        parts = [repr(self._plan), *(f"{one.query}\0{one.relevant}" for one in (*self._warm_up, *self._examples))]
+        parts = [repr(self._plan), *(f"{one.query}\0{one.relevant}" for one in self._examples)]
         parts += [f"{name} {tuple(one.shape)}" for name, one in self._trained.items()]
         return fingerprint("\n".join(parts))

@@ -154,18 +154,3 @@ def test_a_training_whose_process_was_killed_comes_to_the_same_weights(tiny: Pat
     whole = training_of(tiny)
     list(whole.run())
     assert all(torch.equal(one, weights_of(whole)[name]) for name, one in weights_of(rest).items())
-
-
-def test_what_warms_it_up_is_shown_once_and_first(tiny: Path) -> None:
-    shown: list[str] = []
-
-    class Noted(CrossEncoderModel):
-        def scores(self, query: str, texts: Sequence[str], max_tokens: int) -> torch.Tensor:
-            shown.append(query)
-            return super().scores(query, texts, max_tokens)
-
-    warm_up = [Example("xy", "xy", ("zz",)), Example("uv", "uv", ("zz", "yy"))]
-    training = Training(Noted(str(tiny)), EXAMPLES, PLAN, warm_up=warm_up)
-    list(training.run())
-    assert shown[:2] == ["xy", "uv"]
-    assert sorted(shown[2:8]) == sorted(shown[8:]) == [one.query for one in EXAMPLES]

@@ -146,6 +146,16 @@ def scheduled(core: Core, collection: str) -> ScheduleRecord:
     return core.schedules[f"warm_{collection}_default"]
 
 
+def test_a_task_that_gets_nothing_although_results_are_lacking_is_told_why(core: Core) -> None:
+    can_spare(core, 0.001)
+    now = time.time()
+    assert run(core, now).why_none == ""  # nothing is asked, so nothing is lacking
+    ask(core, DOCS, {"one": 50, "two": 40}, {"one": 30.0, "two": 30.0})
+    given = run(core, now)
+    assert texts(given) == []
+    assert given.why_none.startswith("2 popular queries lack a result, and 0.0 CPU seconds are left"), given.why_none
+
+
 def test_where_there_is_little_to_spend_hits_per_cpu_second_go_first(core: Core) -> None:
     ask(core, DOCS, {"dear": 60, "cheap": 50, "cheaper": 40}, {"dear": 100.0, "cheap": 1.0, "cheaper": 0.1})
     can_spare(core, 50.0)

@@ -9,8 +9,18 @@ LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)] + [str(digit) fo
 
 def tiny_cross_encoder(folder: Path, *, labels: int = 1) -> Path:
     """Write a BERT of two layers and 16 dimensions that reads letters, and return its folder."""
+    return _tiny(folder, "BertForSequenceClassification", labels)
+
+
+def tiny_encoder(folder: Path) -> Path:
+    """Write the same without a classifier, as the transformer of an embedding model is, and return its folder."""
+    return _tiny(folder, "BertModel", 1)
+
+
+def _tiny(folder: Path, kind: str, labels: int) -> Path:
     import torch
-    from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+    import transformers
+    from transformers import BertConfig, BertTokenizerFast
 
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{one}" for one in LETTERS)]
     config = BertConfig(
@@ -25,7 +35,7 @@ def tiny_cross_encoder(folder: Path, *, labels: int = 1) -> Path:
     folder.mkdir(parents=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        BertForSequenceClassification(config).save_pretrained(folder)
+        getattr(transformers, kind)(config).save_pretrained(folder)
     words = folder / "vocab.txt"
     words.write_text("\n".join(vocabulary), encoding="utf-8")
     BertTokenizerFast(vocab=str(words), vocab_file=str(words)).save_pretrained(folder)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 
 from morgan.background.ipc.records import QueryJob
-from morgan.background.workers.cases import Case, beginnings, judged, point_id
+from morgan.background.workers.cases import Case, judged, point_id
 
 REST = "word " * 25
 
@@ -26,21 +26,6 @@ def test_the_order_of_scores_decides_and_equal_ones_keep_the_vector_searchs() ->
     case = case_of((1, 2), judgments={"1": 1.0})
     assert case.ndcg(np.zeros(2)) == 1.0
     assert case.ndcg(np.array([0.0, 1.0])) < 1.0
-
-
-def test_a_document_begins_one_example_at_most_and_is_not_told_by_its_title() -> None:
-    cases = [case_of((1, 2, 3)), case_of((2, 1, 4))]
-    made = beginnings(cases, 10, 40)
-    assert sorted(one.query for one in made) == ["Title 1.", "Title 2.", "Title 3.", "Title 4."]
-    assert made[0].relevant == f"About 1 {REST}".strip()
-    assert made[0].others == (f"About 2 {REST}".strip(), f"About 3 {REST}".strip())
-    assert len(beginnings(cases, 3, 40)) == 3
-    assert beginnings([], 3, 40) == []
-
-
-def test_a_document_of_one_sentence_teaches_nothing() -> None:
-    case = Case(QueryJob(text="asked"), (1, 2), ("One sentence.", "Another."), np.zeros(2, dtype=np.float32))
-    assert beginnings([case], 3, 40) == []
 
 
 def test_only_queries_with_a_relevant_document_teach_whatever_a_judgment_names() -> None:
