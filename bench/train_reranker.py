@@ -314,7 +314,7 @@ def reported(
         },
         notes=[
             "nothing was fitted to the test claims: the model to four fifths of the train claims, the weights to one fifth",
-            f"the cross-encoder reads excerpts: alone of every candidate, in the fusion of the {READ} that the default puts first",
+            f"the cross-encoder reads excerpts: alone of every candidate, fused of the {READ} that the default puts first",
             "SciFact: Wadden et al. 2020; claims CC BY 4.0, abstracts ODC-By 1.0",
         ],
     )
