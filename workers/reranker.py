@@ -48,6 +48,7 @@ class CrossEncoderReranker:
         self._reference: Any = None
         self._fast: FastPairs | None = None
         self._is_decided = not self._folder
+        self.reason = ""  # why there is no fast path; "" while that is open, and where there is one
         self._refused, self._again_at = "", 0.0
 
     @property
@@ -108,6 +109,7 @@ class CrossEncoderReranker:
         elif not reason:
             reason = missing_for_adoption() if verdict is None else missing_for_use()
         if reason:
+            self.reason = reason
             log.info("cross-encoder %s is used without a fast path: %s", self._name, reason)
         elif verdict is not None and self._graph is not None:
             self._fast, self.batches = (

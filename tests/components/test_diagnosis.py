@@ -19,7 +19,10 @@ from morgan.background.workers.edge import EdgeStore
 from morgan.background.workers.fingerprint import fingerprint, stamp
 from morgan.background.workers.models import SentenceTransformerEmbedder
 from morgan.background.workers.qdrant import QdrantStore
+from morgan.background.workers.reranker import CrossEncoderReranker
 from morgan.background.workers.vectors import STAMP_KEY
+
+from .tiny_models import tiny_cross_encoder
 
 TEXTS = ["zinc in the gut", "iron in the blood", "copper wires", "gold and its price", "lead paint", "tin cans"]
 
@@ -140,6 +143,27 @@ def test_a_model_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
     embedder, (found,) = diagnosis.of_model(config_of(tmp_path, MORGAN_MODEL_NAME=str(tmp_path / "none")))
     assert embedder is None
     assert found.level is Level.PROBLEM
+
+
+def test_the_reranker_is_named_and_one_that_is_not_there_is_a_problem(tmp_path: Path) -> None:
+    def said(**env: str) -> list[tuple[Level, str]]:
+        return [(one.level, one.words) for one in diagnosis.of_reranker(config_of(tmp_path, **env))]
+
+    ((level, words),) = said()
+    assert (level, words.startswith("late interaction")) == (Level.OK, True)
+    ((level, words),) = said(MORGAN_RERANKER_CROSS_ENCODER=str(tmp_path / "none"))
+    assert (level, "[reranker] cross_encoder" in words) == (Level.PROBLEM, True)
+    name = str(tiny_cross_encoder(tmp_path / "cross"))
+    wanted = (Level.OK, f"cross-encoder {name}")
+    assert said(MORGAN_RERANKER_CROSS_ENCODER=name, MORGAN_MODEL_LOADER="reference") == [wanted]
+    with_graph = CrossEncoderReranker(name, graph_folder=config_of(tmp_path).worker_settings().model.graph_folder)
+    loaded, (level, words) = said(MORGAN_RERANKER_CROSS_ENCODER=name)
+    assert (loaded, level) == (wanted, Level.HINT)
+    assert "makes a graph at its next start" in words
+    assert with_graph.is_open
+    assert with_graph.adopt() is not None
+    loaded, (level, words) = said(MORGAN_RERANKER_CROSS_ENCODER=name)
+    assert (loaded, level, "the same scores" in words) == (wanted, Level.OK, True)
 
 
 def test_too_little_shared_memory_a_slow_folder_and_a_long_path_are_said(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from .supervisor.config import Config
 from .workers.fingerprint import fingerprint, is_stale, stamp
 from .workers.handover import Handover, make_embedder
 from .workers.open_store import open_store
+from .workers.reranker import CrossEncoderReranker
 from .workers.task import Embedder
 from .workers.vectors import VectorStore, Versioned
 
@@ -141,6 +142,29 @@ def of_fast_path(embedder: Handover) -> Finding:
     if embedder.reason and embedder.settings.loader == "fast":
         return Finding(Level.PROBLEM, about, f"not used: {embedder.reason} ([model] loader)")
     return Finding(Level.HINT, about, f"not used: {embedder.reason or 'the service makes a graph at its next start'}")
+
+
+def of_reranker(config: Config) -> Iterator[Finding]:
+    """Load the configured cross-encoder, and say whether a graph of it computes. Takes seconds."""
+    settings, about = config.worker_settings(), "reranker"
+    if not (name := settings.rerank.cross_encoder):
+        yield Finding(Level.OK, about, "late interaction over the model's tokens, with the vector search and BM25")
+        return
+    folder = "" if settings.model.loader == "reference" else settings.model.graph_folder
+    reranker = CrossEncoderReranker(name, settings.model.device, folder)
+    try:
+        reranker.load()
+        verdict = None if (fast := reranker.choose()) is None else fast.verdict
+    except MorganError as error:
+        words = f"{error} ([reranker] cross_encoder): until then results are in the order of the vector search"
+        yield Finding(Level.PROBLEM, about, words)
+        return
+    yield Finding(Level.OK, about, f"cross-encoder {name}")
+    if verdict is not None:
+        yield Finding(Level.OK, "reranker's fast path", verdict.words)
+    elif folder:
+        words = reranker.reason or "the service makes a graph at its next start"
+        yield Finding(Level.HINT, "reranker's fast path", f"not used: {words}")
 
 
 def of_store(config: Config, *, is_running: bool) -> tuple[VectorStore | None, list[Finding]]:

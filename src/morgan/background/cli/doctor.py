@@ -34,6 +34,7 @@ def run(args: argparse.Namespace) -> int:
     note(diagnosis.of_cgroup())
     embedder, findings = diagnosis.of_model(config)
     note(findings)
+    note(diagnosis.of_reranker(config))
     store, findings = diagnosis.of_store(config, is_running=is_running)
     note(findings)
     if store is not None:
