@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
@@ -34,7 +35,20 @@ PREDICT_PAIRS = 64  # handed to an application's `predict` at once, then `pace` 
 LOAD_AGAIN_S = 60.0  # after a load that failed: it takes seconds, and each query would wait for it in vain
 
 
-class CrossEncoderReranker:
+class ByMany(ABC):
+    """A Reranker whose `score` is its `score_many` of one query: see ManyReranker."""
+
+    @abstractmethod
+    def score_many(self, questions: Sequence[Question], *, pace: Callable[[], None] | None = None) -> list[Floats]: ...
+
+    def score(
+        self, query: str, texts: Sequence[str], dense_scores: Floats, *, pace: Callable[[], None] | None = None
+    ) -> Floats:
+        (scores,) = self.score_many([Question(query, texts, dense_scores)], pace=pace)
+        return scores
+
+
+class CrossEncoderReranker(ByMany):
     """A sentence-transformers CrossEncoder with one label, by folder or hub name; or its graph, once one is adopted.
 
     Both give the same scores (pair_adoption.py), so a task may begin with one and end with the other. Without
@@ -134,12 +148,6 @@ class CrossEncoderReranker:
 
     # --- scores -------------------------------------------------------------------------------------------------------
 
-    def score(
-        self, query: str, texts: Sequence[str], dense_scores: Floats, *, pace: Callable[[], None] | None = None
-    ) -> Floats:
-        (scores,) = self.score_many([Question(query, texts, dense_scores)], pace=pace)
-        return scores
-
     def score_many(self, questions: Sequence[Question], *, pace: Callable[[], None] | None = None) -> list[Floats]:
         """See ManyReranker. Pairs of several queries share batches, sorted by length: little of one is padding."""
         fast = self.choose()
@@ -166,7 +174,7 @@ def split(scores: Floats, counts: Sequence[int]) -> list[Floats]:
     return np.split(scores, np.cumsum(counts)[:-1]) if counts else []
 
 
-class LateInteractionReranker:
+class LateInteractionReranker(ByMany):
     """MaxSim over token vectors (Khattab and Zaharia 2020), fused with the dense and BM25 scores as z-scores.
 
     On SciFact nDCG@10 0.645 dense, 0.703 MaxSim alone, 0.714 fused. Token vectors of documents are kept for the next
@@ -185,12 +193,6 @@ class LateInteractionReranker:
     @property
     def name(self) -> str:
         return f"late interaction ({self._embedder.name})"
-
-    def score(
-        self, query: str, texts: Sequence[str], dense_scores: Floats, *, pace: Callable[[], None] | None = None
-    ) -> Floats:
-        (scores,) = self.score_many([Question(query, texts, dense_scores)], pace=pace)
-        return scores
 
     def score_many(self, questions: Sequence[Question], *, pace: Callable[[], None] | None = None) -> list[Floats]:
         """See ManyReranker."""
@@ -300,14 +302,8 @@ class LiveReranker:
         return scores
 
 
-class LivePairs(LiveReranker):
+class LivePairs(ByMany, LiveReranker):
     """One with predict(pairs), such as a CrossEncoder: it gets pairs of several queries at once."""
-
-    def score(
-        self, query: str, texts: Sequence[str], dense_scores: Floats, *, pace: Callable[[], None] | None = None
-    ) -> Floats:
-        (scores,) = self.score_many([Question(query, texts, dense_scores)], pace=pace)
-        return scores
 
     def score_many(self, questions: Sequence[Question], *, pace: Callable[[], None] | None = None) -> list[Floats]:
         """See ManyReranker."""
