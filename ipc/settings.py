@@ -96,7 +96,7 @@ class LearningSettings(Settings, frozen=True):
     folder: str = ""  # "" is nowhere: then nothing is learned
     min_judged: int = 50  # queries with a relevant document: with fewer nothing is learned
     train_from: int = 200  # pairs of query and relevant document: with fewer the weights of a fusion are learned alone
-    epochs: int = 2
+    epochs: int = 4
 
 
 class CollectionSettings(Settings, frozen=True):

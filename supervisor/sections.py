@@ -102,7 +102,7 @@ class Tuning(Section, frozen=True):
 class Learning(Section, frozen=True):
     min_judged: int = 50
     train_from: int = 200
-    epochs: int = 2
+    epochs: int = 4
 
 
 class Reindex(Section, frozen=True):

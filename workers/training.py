@@ -35,14 +35,14 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """How a model is trained. The numbers are reasoned in docs/design.md, "Learning"."""
 
     seed: int = 0
-    epochs: int = 2  # times that every relevant text is seen
+    epochs: int = 4  # times that every relevant text is seen
     queries: int = 8  # of an optimizer step
     others: int = 3  # texts beside the relevant one, in a group
     easy: int = 1  # of them, drawn from all others of the query; the rest from the nearest
     hard: int = 20  # how many are the nearest
     max_words: int = 60  # of a text that the model reads (excerpts.py)
     max_tokens: int = 128  # of query and text together
-    learning_rate: float = 5e-5
+    learning_rate: float = 2e-4
     head_rate: float = 5e-4  # of weights that begin at random
     frozen_layers: int = 2  # of the encoder, from below; its embeddings are frozen always
     warm_up: float = 0.1  # of the steps
