@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 @pytest.fixture(scope="module")
 def daemon() -> Iterator[Daemon]:
-    one = Daemon({"MORGAN_SERVICE_CHECK_INTERVAL_S": "1"})
+    one = Daemon({"MORGAN_SERVICE_CHECK_INTERVAL_S": "1", "MORGAN_SCHEDULE_AUTO": "true"})
     (one.root / "config.toml").write_text(CHAT)
     try:
         yield one.start()
@@ -100,7 +100,8 @@ def test_a_schedule_that_is_due_warms_what_was_asked_and_moves_on(daemon: Daemon
     held = daemon.client.reader.get(QUERY, "docs")
     assert held is not None
     assert held.hits()[0].rerank_score is not None
-    (moved,) = expect(messages.ScheduleList, daemon.client.request(messages.ListSchedules())).schedules
+    listed = expect(messages.ScheduleList, daemon.client.request(messages.ListSchedules())).schedules
+    (moved,) = [one for one in listed if one.task_id == added.task_id]
     assert moved.next_run_at > due_at
     (warmed,) = [one for one in daemon.client.status()["warming"]["collections"] if one["collection_name"] == "docs"]
     assert warmed["next_run"] == moved.next_run_at
