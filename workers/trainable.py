@@ -35,9 +35,9 @@ class CrossEncoderModel:
                 )
             return made, AutoTokenizer.from_pretrained(target, local_files_only=is_folder)
 
-        from .matching import KEY, MatchingModel, encoded
-
         (self._inner, info), self._tokenizer = quietly_load(name, load)
+        from .matching import KEY, MatchingModel, encoded  # after it: a missing torch is said in its words
+
         self._new = {key.rpartition(".")[0] for key in info["missing_keys"]}
         is_matching = self._tokenizer.sep_token_id is not None and (self._new or hasattr(self._inner.config, KEY))
         self._model = MatchingModel(self._inner, self._tokenizer) if is_matching else self._inner
